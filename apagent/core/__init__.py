@@ -1,0 +1,1 @@
+"""The decisions: synchronous functions of events and time, on the standard library alone."""

@@ -1,0 +1,121 @@
+"""What happened, in the past tense: the only input of the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from ipaddress import IPv4Address
+
+from apagent.core.model import ApId, Claim, Mac, NetworkName, SessionChanges, Sessions
+
+
+class Source(StrEnum):
+    """Who says where a client is."""
+
+    FDB = "fdb"
+    """The bridge learned the client's MAC on one of its ports."""
+    NEIGHBOUR = "neighbour"
+    """The kernel resolved an address to the client's MAC on the client interface."""
+    DATA = "data"
+    """A packet came in from a client that another AP claims."""
+    MANAGEMENT = "management"
+    """The operator said so."""
+
+
+@dataclass(frozen=True, slots=True)
+class FlowsChanged:
+    """The kernel opened or closed translated flows of ours: one batch, net effect."""
+
+    network: NetworkName
+    changes: SessionChanges
+
+
+@dataclass(frozen=True, slots=True)
+class FlowsListed:
+    """The whole conntrack table was read: these are all the flows that we translate."""
+
+    tables: Mapping[NetworkName, Sessions]
+
+
+@dataclass(frozen=True, slots=True)
+class ClientSeen:
+    """A client was seen on our client interface.
+
+    `address` is its address where the source knows it.
+    """
+
+    network: NetworkName
+    mac: Mac
+    source: Source
+    address: IPv4Address | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClientAged:
+    """The bridge forgot a client that was silent for its ageing time."""
+
+    network: NetworkName
+    mac: Mac
+
+
+@dataclass(frozen=True, slots=True)
+class ClientsAdopted:
+    """A former run of this agent served these clients; whether they are still here isn't known."""
+
+    network: NetworkName
+    clients: Mapping[IPv4Address, Mac]
+
+
+@dataclass(frozen=True, slots=True)
+class PeerConnected:
+    """The peer's feed is open; its snapshot or deltas follow."""
+
+    peer: ApId
+
+
+@dataclass(frozen=True, slots=True)
+class PeerDisconnected:
+    """The peer's feed broke. Its kernel may well go on forwarding, so its sessions stay."""
+
+    peer: ApId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PeerSnapshot:
+    """All that the peer's feed holds: what is not in here, the peer doesn't say (any more)."""
+
+    peer: ApId
+    clock: int
+    tables: Mapping[NetworkName, Sessions] = field(default_factory=dict)
+    claims: tuple[Claim, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PeerDelta:
+    """What changed in the peer's feed since the last message."""
+
+    peer: ApId
+    clock: int
+    tables: Mapping[NetworkName, SessionChanges] = field(default_factory=dict)
+    claims: tuple[Claim, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SyncTimedOut:
+    """The time to wait for silent peers after a start is over."""
+
+
+Event = (
+    FlowsChanged
+    | FlowsListed
+    | ClientSeen
+    | ClientAged
+    | ClientsAdopted
+    | PeerConnected
+    | PeerDisconnected
+    | PeerSnapshot
+    | PeerDelta
+    | SyncTimedOut
+)

@@ -1,0 +1,1 @@
+"""The kernel adapters: the only package that imports pyroute2."""

@@ -1,0 +1,156 @@
+"""What the rest of apagent asks of a kernel, as plain data.
+
+Two implementations keep this contract: `apagent.kernel.linux` on the real kernel and the tests'
+fake. One contract suite runs against both.
+
+All calls are synchronous: netlink answers a request within the system call that sends it. Every
+change is given with the value that the caller believes is installed, so that an adapter can replace
+or delete without asking first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from typing import Generic, Protocol, TypeVar
+
+from apagent.core.domain import Domain
+from apagent.core.events import ClientAged, ClientSeen, FlowsChanged
+from apagent.core.model import ApId, FlowKey, Mac, NetworkName, Sessions, SocketKey
+
+V = TypeVar("V")
+
+
+@dataclass(frozen=True, slots=True)
+class Change(Generic[V]):
+    """One key's value before and after; None: absent. `old` and `new` always differ."""
+
+    old: V | None
+    new: V | None
+
+
+@dataclass(slots=True)
+class NetworkState:
+    """The dynamic kernel state of one network; what the reconciler compares with what should be."""
+
+    flows: dict[FlowKey, ApId] = field(default_factory=dict)
+    """Peers' sessions: flow -> anchor (an nftables map each for TCP and UDP, and for echoes)."""
+    sockets: dict[SocketKey, ApId] = field(default_factory=dict)
+    """Clients' UDP sockets -> the anchor that holds their mapping."""
+    elsewhere: dict[IPv4Address, bool] = field(default_factory=dict)
+    """Addresses of clients that another AP serves (value: True): the first packet that comes from
+    one of them on the client interface raises a `Source.DATA` event."""
+    routes: dict[IPv4Address, ApId] = field(default_factory=dict)
+    """Host routes: client address -> serving AP."""
+    neighbours: dict[IPv4Address, Mac] = field(default_factory=dict)
+    """Permanent neighbour entries on the client interface: address -> client."""
+
+
+@dataclass(slots=True)
+class NetworkDelta:
+    """Changes to a `NetworkState`, field by field."""
+
+    flows: dict[FlowKey, Change[ApId]] = field(default_factory=dict)
+    sockets: dict[SocketKey, Change[ApId]] = field(default_factory=dict)
+    elsewhere: dict[IPv4Address, Change[bool]] = field(default_factory=dict)
+    routes: dict[IPv4Address, Change[ApId]] = field(default_factory=dict)
+    neighbours: dict[IPv4Address, Change[Mac]] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.flows or self.sockets or self.elsewhere or self.routes or self.neighbours)
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What the kernel counted for us since our table was made."""
+
+    leaked: int
+    """Packets with a client's source address that the leak guard dropped at an uplink."""
+    reset: int
+    """TCP packets in mid-connection that matched no flow and were answered with a reset."""
+
+
+class DataPath(Protocol):
+    """The forwarding state of one AP: nftables table, tunnel devices, rules, routes, neighbours."""
+
+    def missing_needs(self, domain: Domain) -> list[str]:
+        """What the machine lacks, one sentence each with what to do; empty: all is there.
+
+        Checks CAP_NET_ADMIN, nf_tables, conntrack with events, vxlan, IPv4 forwarding, and that the
+        client and uplink interfaces exist. Changes nothing.
+        """
+
+    def anchor_numbers(self, table: str) -> dict[ApId, int]:
+        """The anchors' numbers that an earlier run left in our nftables table; empty: no table."""
+
+    def prepare(self, domain: Domain) -> list[str]:
+        """Make the static part what `domain` says, and adopt what is already right.
+
+        Idempotent. What an earlier run left and is still right is not touched, so nothing that is
+        forwarded stops. Returns what was changed outside our own objects (sysctls), a line each.
+        Raises KernelFault.
+        """
+
+    def read(self) -> dict[NetworkName, NetworkState]:
+        """Read the dynamic state back. `prepare` comes first. Raises KernelFault."""
+
+    def apply(self, deltas: Mapping[NetworkName, NetworkDelta]) -> None:
+        """Install the changes: neighbours and routes first, then sets and maps in transactions.
+
+        Raises KernelFault; then any part of the changes may be installed: `read` tells.
+        """
+
+    def forget_clients(self, network: NetworkName, macs: Iterable[Mac]) -> None:
+        """Drop what the bridge and the neighbour table know of these clients.
+
+        Without it the bridge says nothing when a client returns. Entries that are permanent or
+        already gone are left alone. Raises KernelFault.
+        """
+
+    def counters(self) -> Counters:
+        """Read our counters. Raises KernelFault."""
+
+    def remove(self, domain: Domain) -> list[str]:
+        """Remove everything that is ours and nothing else; returns what was removed, a line each.
+
+        Idempotent. Raises KernelFault.
+        """
+
+    def close(self) -> None:
+        """Close the sockets; what is installed stays."""
+
+
+class FlowMonitor(Protocol):
+    """Conntrack, reduced to the flows of our client prefixes that are source-translated."""
+
+    def fileno(self) -> int:
+        """Readable when events are waiting."""
+
+    def read(self) -> list[FlowsChanged]:
+        """All waiting events, coalesced to at most one batch a network; never blocks.
+
+        Raises EventsLost after an overflow: then `dump` is the way back.
+        """
+
+    def dump(self) -> dict[NetworkName, Sessions]:
+        """Read the whole conntrack table. Raises KernelFault."""
+
+    def close(self) -> None:
+        """Close the sockets."""
+
+
+class ClientMonitor(Protocol):
+    """What the kernel notices about clients: bridge FDB, neighbour table, data trigger."""
+
+    def fileno(self) -> int:
+        """Readable when events are waiting."""
+
+    def read(self) -> list[ClientSeen | ClientAged]:
+        """All waiting events in order; never blocks. Raises EventsLost after an overflow."""
+
+    def dump(self) -> list[ClientSeen]:
+        """What FDB and neighbour table say now. Raises KernelFault."""
+
+    def close(self) -> None:
+        """Close the sockets."""
