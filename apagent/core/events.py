@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address
 
-from apagent.core.model import ApId, Claim, Mac, NetworkName, SessionChanges, Sessions
+from apagent.core.model import ApId, Claim, FlowKey, Mac, NetworkName, SessionChanges, Sessions
 
 
 class Source(StrEnum):
@@ -60,11 +60,21 @@ class ClientAged:
 
 
 @dataclass(frozen=True, slots=True)
-class ClientsAdopted:
-    """A former run of this agent served these clients; whether they are still here isn't known."""
+class ClientsFound:
+    """What bridge and neighbour table hold at our start: clients that were here and maybe are."""
 
     network: NetworkName
-    clients: Mapping[IPv4Address, Mac]
+    clients: Mapping[Mac, frozenset[IPv4Address]]
+
+
+@dataclass(frozen=True, slots=True)
+class KernelAdopted:
+    """An earlier run of this agent left this forwarding state, which is in use."""
+
+    network: NetworkName
+    flows: Mapping[FlowKey, ApId]
+    routes: Mapping[IPv4Address, ApId]
+    neighbours: Mapping[IPv4Address, Mac]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +122,8 @@ Event = (
     | FlowsListed
     | ClientSeen
     | ClientAged
-    | ClientsAdopted
+    | ClientsFound
+    | KernelAdopted
     | PeerConnected
     | PeerDisconnected
     | PeerSnapshot

@@ -1,0 +1,134 @@
+"""One AP's agent at work: its start, its sources, its repair, its stop.
+
+The order of the start matters. Events are subscribed before the tables are read, so that nothing
+falls between; our own conntrack table is read before any peer can ask for it, so that no peer ever
+sees an empty table of ours and drops its sessions; what an earlier run left is adopted before
+anything is changed, so that nothing that is forwarded stops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from ipaddress import IPv4Address
+
+from apagent.core.domain import Domain
+from apagent.core.engine import Engine
+from apagent.core.events import (
+    ClientSeen,
+    ClientsFound,
+    Event,
+    FlowsListed,
+    KernelAdopted,
+    SyncTimedOut,
+)
+from apagent.core.model import Mac, NetworkName
+from apagent.errors import EventsLost, KernelFault
+from apagent.kernel.port import ClientMonitor, DataPath, FlowMonitor
+from apagent.reconcile import Reconciler
+from apagent.shell import Shell
+
+log = logging.getLogger(__name__)
+
+REPAIR_INTERVAL_S = 1.0
+"""How often a kernel that refuses the desired state is tried again."""
+
+
+class Agent:
+    """Ties the kernel's sources to the shell. Call `adopt`, then `listen`, finally `close`."""
+
+    def __init__(
+        self,
+        domain: Domain,
+        engine: Engine,
+        shell: Shell,
+        reconciler: Reconciler,
+        kernel: DataPath,
+        flows: FlowMonitor,
+        clients: ClientMonitor,
+    ) -> None:
+        self._domain = domain
+        self._engine = engine
+        self._shell = shell
+        self._reconciler = reconciler
+        self._kernel = kernel
+        self._flows = flows
+        self._clients = clients
+        self.resyncs = 0
+        """Times that a table had to be read again because events were lost."""
+
+    def adopt(self) -> None:
+        """Read what is there: own flows, earlier forwarding state, clients. Raises KernelFault."""
+        installed = self._kernel.read()
+        events: list[Event] = [FlowsListed(self._flows.dump())]
+        for name, state in installed.items():
+            events.append(KernelAdopted(name, state.flows, state.routes, state.neighbours))
+        events.extend(_found(self._clients.dump()))
+        self._shell.run(events)
+        self._reconciler.align(installed)
+        own = sum(len(t.table(self._engine.me)) for t in self._engine.sessions.values())
+        adopted = sum(len(state.flows) for state in installed.values())
+        log.info(
+            "own table read: %d sessions; adopted from the kernel: %d peers' sessions", own, adopted
+        )
+
+    def listen(self, sync_timeout_s: float) -> None:
+        """Start to take the kernel's events in, on the running loop."""
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._flows.fileno(), self._guarded, self._read_flows)
+        loop.add_reader(self._clients.fileno(), self._guarded, self._read_clients)
+        loop.call_later(sync_timeout_s, self._shell.emit, SyncTimedOut())
+        loop.call_later(REPAIR_INTERVAL_S, self._repair)
+
+    def close(self) -> None:
+        """Stop listening; what is installed goes on forwarding."""
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._flows.fileno())
+        loop.remove_reader(self._clients.fileno())
+        self._flows.close()
+        self._clients.close()
+        self._kernel.close()
+
+    def _guarded(self, read: Callable[[], None]) -> None:
+        try:
+            read()
+        except KernelFault as fault:
+            log.error("reading kernel events: %s", fault)  # noqa: TRY400 - the text says it all
+
+    def _read_flows(self) -> None:
+        try:
+            events: Iterable[Event] = self._flows.read()
+        except EventsLost as lost:
+            self._note_loss("conntrack", lost)
+            events = [FlowsListed(self._flows.dump())]
+        for event in events:
+            self._shell.emit(event)
+
+    def _read_clients(self) -> None:
+        try:
+            events: Iterable[Event] = self._clients.read()
+        except EventsLost as lost:
+            self._note_loss("bridge and neighbour", lost)
+            events = self._clients.dump()
+        for event in events:
+            self._shell.emit(event)
+
+    def _note_loss(self, what: str, lost: EventsLost) -> None:
+        self.resyncs += 1
+        log.warning("%s events were lost (%s); reading the whole table again", what, lost)
+
+    def _repair(self) -> None:
+        if self._reconciler.fault is not None and self._reconciler.repair():
+            log.info("the kernel's state is mended")
+        asyncio.get_running_loop().call_later(REPAIR_INTERVAL_S, self._repair)
+
+
+def _found(sightings: Iterable[ClientSeen]) -> list[ClientsFound]:
+    """Fold a dump of bridge and neighbour table into one event a network."""
+    found: dict[NetworkName, dict[Mac, frozenset[IPv4Address]]] = {}
+    for sighting in sightings:
+        clients = found.setdefault(sighting.network, {})
+        addresses = frozenset() if sighting.address is None else frozenset({sighting.address})
+        clients[sighting.mac] = clients.get(sighting.mac, frozenset()) | addresses
+    return [ClientsFound(network, clients) for network, clients in found.items()]

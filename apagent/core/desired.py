@@ -1,0 +1,119 @@
+"""The dynamic kernel state as plain data: whole, and as a difference.
+
+Installed state is a function of desired state: `wanted` computes it from tables and clients,
+`drain_changes` gives what changed since the last call, `difference` what is wrong with a kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from typing import Generic, TypeVar
+
+from apagent.core.clients import ClientTable
+from apagent.core.model import ApId, FlowKey, Mac, SocketKey
+from apagent.core.session_tables import SessionTables
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+@dataclass(frozen=True, slots=True)
+class Change(Generic[V]):
+    """One key's value before and after; None: absent. `old` and `new` always differ."""
+
+    old: V | None
+    new: V | None
+
+
+@dataclass(slots=True)
+class NetworkState:
+    """The dynamic kernel state of one network."""
+
+    flows: dict[FlowKey, ApId] = field(default_factory=dict)
+    """Peers' sessions: flow -> anchor."""
+    sockets: dict[SocketKey, ApId] = field(default_factory=dict)
+    """Clients' UDP sockets -> the anchor that holds their mapping."""
+    elsewhere: dict[IPv4Address, bool] = field(default_factory=dict)
+    """Addresses of clients that another AP serves (value: True): the first packet that comes from
+    one of them on the client interface raises a `Source.DATA` event."""
+    routes: dict[IPv4Address, ApId] = field(default_factory=dict)
+    """Host routes: client address -> serving AP."""
+    neighbours: dict[IPv4Address, Mac] = field(default_factory=dict)
+    """Permanent neighbour entries on the client interface: address -> client."""
+
+
+@dataclass(slots=True)
+class NetworkDelta:
+    """Changes to a `NetworkState`, field by field."""
+
+    flows: dict[FlowKey, Change[ApId]] = field(default_factory=dict)
+    sockets: dict[SocketKey, Change[ApId]] = field(default_factory=dict)
+    elsewhere: dict[IPv4Address, Change[bool]] = field(default_factory=dict)
+    routes: dict[IPv4Address, Change[ApId]] = field(default_factory=dict)
+    neighbours: dict[IPv4Address, Change[Mac]] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.flows or self.sockets or self.elsewhere or self.routes or self.neighbours)
+
+
+def wanted(sessions: SessionTables, clients: ClientTable) -> NetworkState:
+    """What the kernel should hold for a network."""
+    places = clients.places()
+    routes = {address: place.ap for address, place in places.items() if place.ap is not None}
+    return NetworkState(
+        flows=sessions.desired_flows(),
+        sockets=sessions.desired_sockets(),
+        elsewhere=dict.fromkeys(routes, True),
+        routes=routes,
+        neighbours={a: place.mac for a, place in places.items() if place.mac is not None},
+    )
+
+
+def drain_changes(sessions: SessionTables, clients: ClientTable) -> NetworkDelta:
+    """What the kernel should change since the last call."""
+    delta = NetworkDelta()
+    for key, anchor in sessions.touched_flows.items():
+        _put(delta.flows, key, anchor, sessions.anchor(key))
+    for socket, anchor in sessions.touched_sockets.items():
+        _put(delta.sockets, socket, anchor, sessions.socket_anchor(socket))
+    for address, old in clients.touched.items():
+        new = clients.place(address)
+        _put(delta.neighbours, address, old.mac, new.mac)
+        _put(delta.routes, address, old.ap, new.ap)
+        _put(delta.elsewhere, address, _present(old.ap), _present(new.ap))
+    sessions.touched_flows.clear()
+    sessions.touched_sockets.clear()
+    clients.touched.clear()
+    return delta
+
+
+def difference(actual: NetworkState, should: NetworkState) -> NetworkDelta:
+    """The changes that make `actual` into `should`."""
+    return NetworkDelta(
+        flows=_differences(actual.flows, should.flows),
+        sockets=_differences(actual.sockets, should.sockets),
+        elsewhere=_differences(actual.elsewhere, should.elsewhere),
+        routes=_differences(actual.routes, should.routes),
+        neighbours=_differences(actual.neighbours, should.neighbours),
+    )
+
+
+def _differences(actual: Mapping[K, V], should: Mapping[K, V]) -> dict[K, Change[V]]:
+    changes: dict[K, Change[V]] = {}
+    for key, new in should.items():
+        _put(changes, key, actual.get(key), new)
+    for key, old in actual.items():
+        if key not in should:
+            changes[key] = Change(old, None)
+    return changes
+
+
+def _put(changes: dict[K, Change[V]], key: K, old: V | None, new: V | None) -> None:
+    if old != new:
+        changes[key] = Change(old, new)
+
+
+def _present(ap: ApId | None) -> bool | None:
+    return None if ap is None else True

@@ -1,0 +1,66 @@
+"""What the engine wants done, in the imperative: the shell around it carries it out.
+
+Changes of the kernel's forwarding state are not effects: they are the difference between two states
+of the engine (`Engine.take_deltas`), so that they can be coalesced and repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+from apagent.core.model import ApId, Claim, Mac, NetworkName, SessionChanges
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """Append to our feed: sessions that we opened or closed as their anchor, and our claims."""
+
+    tables: Mapping[NetworkName, SessionChanges]
+    claims: tuple[Claim, ...]
+    clock: int
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetClient:
+    """Make the bridge and the neighbour table forget a client that another AP serves now.
+
+    Otherwise the bridge would say nothing when the client returns.
+    """
+
+    network: NetworkName
+    mac: Mac
+
+
+@dataclass(frozen=True, slots=True)
+class NoteRoam:
+    """Tell the watchers: a client has a new serving AP (`to_ap` None: it left the domain)."""
+
+    network: NetworkName
+    mac: Mac
+    addresses: tuple[IPv4Address, ...]
+    from_ap: ApId | None
+    to_ap: ApId | None
+    generation: int
+    source: str
+    flows_kept: int
+
+
+@dataclass(frozen=True, slots=True)
+class NotePeer:
+    """Tell the watchers: a peer's feed changed its state."""
+
+    peer: ApId
+    state: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NoteSync:
+    """Tell the watchers and the service manager: we are in sync; `missing` peers were silent."""
+
+    missing: tuple[ApId, ...]
+
+
+Effect = Publish | ForgetClient | NoteRoam | NotePeer | NoteSync

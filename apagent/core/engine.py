@@ -1,0 +1,341 @@
+"""The engine: events in, effects out, and the kernel state that should be.
+
+It holds what this AP knows of its roam domain: every AP's uplink session table, every client's
+serving AP, and how far it is in sync. It does no I/O, reads no clock and draws no random number:
+`step` takes an event and the time. The same events in another order, repeated or split, lead to the
+same state, as far as their sources allow any order at all.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from enum import StrEnum
+from functools import singledispatchmethod
+from ipaddress import IPv4Address
+
+from apagent.core.clients import Client, ClientTable, Move
+from apagent.core.desired import NetworkDelta, NetworkState, drain_changes, wanted
+from apagent.core.domain import Domain, Network
+from apagent.core.effects import Effect, ForgetClient, NotePeer, NoteRoam, NoteSync, Publish
+from apagent.core.events import (
+    ClientAged,
+    ClientSeen,
+    ClientsFound,
+    Event,
+    FlowsChanged,
+    FlowsListed,
+    KernelAdopted,
+    PeerConnected,
+    PeerDelta,
+    PeerDisconnected,
+    PeerSnapshot,
+    Source,
+    SyncTimedOut,
+)
+from apagent.core.model import ApId, Claim, FlowKey, Mac, Nat, NetworkName, SessionChanges, Sessions
+from apagent.core.roam import Verdict, judge
+from apagent.core.session_tables import UNKNOWN_NAT, SessionTables
+
+MAX_ADDRESSES = 16
+"""IPv4 addresses per client; beyond that the lowest are dropped for a new one."""
+MAX_EARLY_SIGHTINGS = 65536
+"""Sightings before we are in sync that are kept to be judged then."""
+
+
+class PeerState(StrEnum):
+    """How much of a peer's feed we hold."""
+
+    CONNECTING = "connecting"
+    SYNCING = "syncing"
+    IN_SYNC = "in-sync"
+    LOST = "lost"
+
+
+class Engine:
+    """All state of one AP's agent. Build it, feed it events, carry out its effects."""
+
+    def __init__(self, domain: Domain) -> None:
+        peers = [peer.id for peer in domain.peers]
+        self.domain = domain
+        self.me = domain.me.id
+        self.sessions = {n.name: SessionTables(self.me, peers) for n in domain.networks}
+        self.clients = {n.name: ClientTable(self.me) for n in domain.networks}
+        self.peers = dict.fromkeys(peers, PeerState.CONNECTING)
+        self.clock = 0
+        """The highest claim generation seen: a Lamport clock of the roam domain."""
+        self.in_sync = False
+        self._flows_listed = False
+        self._heard: set[ApId] = set()
+        self._seen_early: deque[ClientSeen] = deque(maxlen=MAX_EARLY_SIGHTINGS)
+        self._now = 0.0
+        self._effects: list[Effect] = []
+        self._tables_out: dict[NetworkName, SessionChanges] = {}
+        self._claims_out: list[Claim] = []
+
+    def step(self, event: Event, now: float) -> list[Effect]:
+        """Take one event in; `now` is any clock in seconds, for display only."""
+        self._now = now
+        self._handle(event)
+        effects, self._effects = self._effects, []
+        if self._tables_out or self._claims_out:
+            effects.append(Publish(self._tables_out, tuple(self._claims_out), self.clock))
+            self._tables_out, self._claims_out = {}, []
+        return effects
+
+    def take_deltas(self) -> dict[NetworkName, NetworkDelta]:
+        """What the kernel should change since the last call, by network."""
+        deltas = {
+            name: drain_changes(self.sessions[name], self.clients[name]) for name in self.sessions
+        }
+        return {name: delta for name, delta in deltas.items() if delta}
+
+    def wanted(self) -> dict[NetworkName, NetworkState]:
+        """What the kernel should hold, by network."""
+        return {name: wanted(self.sessions[name], self.clients[name]) for name in self.sessions}
+
+    def snapshot(self) -> tuple[Mapping[NetworkName, Sessions], list[Claim]]:
+        """What our feed says now: the sessions that we anchor, and our claims."""
+        tables = {name: tables.table(self.me) for name, tables in self.sessions.items()}
+        return tables, [
+            claim for clients in self.clients.values() for claim in clients.own_claims()
+        ]
+
+    @singledispatchmethod
+    def _handle(self, event: Event) -> None:
+        raise TypeError(f"not an event: {event!r}")
+
+    # --- our own flows
+
+    @_handle.register
+    def _(self, event: FlowsChanged) -> None:
+        changes = self.sessions[event.network].apply(self.me, event.changes)
+        if changes:
+            self._tables_out[event.network] = changes
+            self._release_silent(event.network)
+
+    @_handle.register
+    def _(self, event: FlowsListed) -> None:
+        for name, tables in self.sessions.items():
+            changes = tables.replace(self.me, event.tables.get(name, {}))
+            if changes:
+                self._tables_out[name] = changes
+        self._flows_listed = True
+        self._reach_sync()
+
+    # --- what an earlier run left
+
+    @_handle.register
+    def _(self, event: KernelAdopted) -> None:
+        by_anchor: dict[ApId, dict[FlowKey, Nat]] = {}
+        for key, ap in event.flows.items():
+            by_anchor.setdefault(ap, {})[key] = UNKNOWN_NAT
+        for ap in by_anchor.keys() & self.peers.keys():
+            self.sessions[event.network].apply(ap, by_anchor[ap])
+        self.clients[event.network].adopt_routes(
+            {address: ap for address, ap in event.routes.items() if ap in self.peers}
+        )
+        self._claim_provisionally(event.network, _by_mac(event.neighbours))
+
+    @_handle.register
+    def _(self, event: ClientsFound) -> None:
+        self._claim_provisionally(event.network, event.clients)
+
+    # --- clients
+
+    @_handle.register
+    def _(self, event: ClientSeen) -> None:
+        network = self.domain.network_by_name[event.network]
+        if event.address is not None and not usable(network, event.address):
+            return
+        if self.in_sync:
+            self._see(event)
+            return
+        self._seen_early.append(event)
+        if event.source is not Source.DATA:
+            addresses = _with_address(frozenset(), event.address)
+            self._claim_provisionally(event.network, {event.mac: addresses})
+
+    @_handle.register
+    def _(self, event: ClientAged) -> None:
+        clients = self.clients[event.network]
+        client = clients.get(event.mac)
+        if client is not None and client.claim.ap == self.me:
+            clients.aged.add(event.mac)
+            self._release_silent(event.network)
+
+    # --- peers
+
+    @_handle.register
+    def _(self, event: PeerConnected) -> None:
+        self._set_peer(event.peer, PeerState.SYNCING)
+
+    @_handle.register
+    def _(self, event: PeerDisconnected) -> None:
+        self._set_peer(event.peer, PeerState.LOST, event.reason)
+
+    @_handle.register
+    def _(self, event: PeerSnapshot) -> None:
+        for name, tables in self.sessions.items():
+            tables.replace(event.peer, event.tables.get(name, {}))
+            self._release_silent(name)
+        self._hear(event)
+        for clients in self.clients.values():
+            clients.drop_adopted_routes(event.peer)
+        self._heard.add(event.peer)
+        self._set_peer(event.peer, PeerState.IN_SYNC)
+        self._reach_sync()
+
+    @_handle.register
+    def _(self, event: PeerDelta) -> None:
+        for name, changes in event.tables.items():
+            self.sessions[name].apply(event.peer, changes)
+            self._release_silent(name)
+        self._hear(event)
+        self._heard.add(event.peer)
+        self._set_peer(event.peer, PeerState.IN_SYNC)
+        self._reach_sync()
+
+    @_handle.register
+    def _(self, _event: SyncTimedOut) -> None:
+        self._heard.update(self.peers)
+        self._reach_sync()
+
+    # --- how claims are made, merged and ended
+
+    def _see(self, event: ClientSeen) -> None:
+        clients = self.clients[event.network]
+        client = clients.get(event.mac)
+        verdict = judge(event, client, self.me)
+        if verdict is Verdict.IGNORE:
+            return
+        known = client.claim if client else None
+        addresses = _with_address(known.addresses if known else frozenset(), event.address)
+        generation = self.clock + 1
+        if verdict is Verdict.LEARN and known is not None:
+            clients.aged.discard(event.mac)
+            owner = None if event.address is None else clients.owner(event.address)
+            if owner is None or owner is client:
+                generation = known.generation
+            if (generation, addresses) == (known.generation, known.addresses):
+                return
+        self._claim(Claim(event.network, event.mac, self.me, generation, addresses), event.source)
+
+    def _claim(self, claim: Claim, source: str) -> None:
+        self._merge(claim, source)
+        self._claims_out.append(claim)
+
+    def _claim_provisionally(
+        self, network: NetworkName, found: Mapping[Mac, frozenset[IPv4Address]]
+    ) -> None:
+        for mac, addresses in found.items():
+            client = self.clients[network].get(mac)
+            if client is not None and (client.claim.ap != self.me or client.claim.generation):
+                continue
+            known = client.claim.addresses if client else frozenset()
+            claim = Claim(network, mac, self.me, 0, known | addresses)
+            if client is None or claim != client.claim:
+                self._claim(claim, Source.NEIGHBOUR)
+
+    def _hear(self, event: PeerSnapshot | PeerDelta) -> None:
+        self.clock = max(self.clock, event.clock)
+        for claim in event.claims:
+            self._merge(claim, "peer")
+
+    def _merge(self, claim: Claim, source: str) -> None:
+        self.clock = max(self.clock, claim.generation)
+        clients = self.clients[claim.network]
+        before = clients.get(claim.mac)
+        from_ap = before.claim.ap if before else None
+        client = clients.merge(claim, self._now)
+        if client is None:
+            return
+        if from_ap == self.me and claim.ap != self.me:
+            self._effects.append(ForgetClient(claim.network, claim.mac))
+        to_ap = None if claim.released else claim.ap
+        if from_ap != to_ap:
+            self._note_move(client, from_ap, to_ap, source)
+
+    def _note_move(
+        self, client: Client, from_ap: ApId | None, to_ap: ApId | None, source: str
+    ) -> None:
+        claim = client.claim
+        kept = sum(self.flows_of(client).values())
+        client.moves.appendleft(Move(from_ap, to_ap, claim.generation, source, self._now, kept))
+        self._effects.append(
+            NoteRoam(
+                claim.network,
+                claim.mac,
+                tuple(sorted(claim.addresses)),
+                from_ap,
+                to_ap,
+                claim.generation,
+                source,
+                kept,
+            )
+        )
+
+    def flows_of(self, client: Client) -> dict[ApId, int]:
+        """Live sessions of a client by anchor."""
+        totals: dict[ApId, int] = {}
+        for address in client.claim.addresses:
+            counts = self.sessions[client.claim.network].flows_of(address.packed)
+            for ap, count in counts.items():
+                totals[ap] = totals.get(ap, 0) + count
+        return totals
+
+    def _release_silent(self, network: NetworkName) -> None:
+        """Release the clients that have gone: aged by the bridge, and no session left anywhere."""
+        clients = self.clients[network]
+        for mac in tuple(clients.aged):
+            client = clients.get(mac)
+            if client is not None and not self.flows_of(client):
+                self._claim(Claim(network, mac, self.me, self.clock + 1, released=True), Source.FDB)
+
+    # --- sync
+
+    def _reach_sync(self) -> None:
+        if self.in_sync or not self._flows_listed or self._heard < self.peers.keys():
+            return
+        self.in_sync = True
+        for clients in self.clients.values():
+            for client in list(clients):
+                claim = client.claim
+                if claim.ap == self.me and claim.generation == 0:
+                    real = Claim(claim.network, claim.mac, self.me, self.clock + 1, claim.addresses)
+                    self._claim(real, Source.NEIGHBOUR)
+        for sighting in self._seen_early:
+            self._see(sighting)
+        self._seen_early.clear()
+        missing = tuple(p for p, state in self.peers.items() if state is not PeerState.IN_SYNC)
+        self._effects.append(NoteSync(missing))
+
+    def _set_peer(self, peer: ApId, state: PeerState, reason: str = "") -> None:
+        if self.peers[peer] is not state:
+            self.peers[peer] = state
+            self._effects.append(NotePeer(peer, state, reason))
+
+
+def usable(network: Network, address: IPv4Address) -> bool:
+    """Whether a client of `network` may have this address."""
+    return address in network.prefix and address not in (
+        network.gateway,
+        network.prefix.network_address,
+        network.prefix.broadcast_address,
+    )
+
+
+def _with_address(
+    known: frozenset[IPv4Address], address: IPv4Address | None
+) -> frozenset[IPv4Address]:
+    if address is None or address in known:
+        return known
+    kept = sorted(known)[-(MAX_ADDRESSES - 1) :]
+    return frozenset({*kept, address})
+
+
+def _by_mac(neighbours: Mapping[IPv4Address, Mac]) -> dict[Mac, frozenset[IPv4Address]]:
+    clients: dict[Mac, frozenset[IPv4Address]] = {}
+    for address, mac in neighbours.items():
+        clients[mac] = clients.get(mac, frozenset()) | {address}
+    return clients

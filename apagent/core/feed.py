@@ -1,0 +1,163 @@
+"""What this AP tells its peers: a bounded log of changes to tables that live elsewhere.
+
+The log keeps the latest changes only. A subscriber holds nothing here but its position: `since`
+gives it the next delta, with everything that piled up in between folded together, for as long as
+the log reaches back to it. After that it takes a snapshot. So a slow subscriber costs nothing, and
+the feed needs a fixed amount of memory however many there are.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from typing import NamedTuple
+
+from apagent.core.model import Claim, FlowKey, Mac, Nat, NetworkName, SessionChanges, Sessions
+
+CAPACITY = 65536
+"""Changes that a feed remembers."""
+MAX_CHANGES = 512
+"""Changes in one delta at most: about 15 kB on the wire, and well under a millisecond to apply."""
+
+
+class FeedContents(NamedTuple):
+    """Everything that the feed says at one moment. `clock` is the highest claim generation seen."""
+
+    tables: Mapping[NetworkName, Sessions]
+    claims: Sequence[Claim]
+    clock: int
+
+
+@dataclass(frozen=True, slots=True)
+class FeedDelta:
+    """What leads from the position `follows` to the position `sequence` (they may be the same)."""
+
+    follows: int
+    sequence: int
+    clock: int
+    tables: Mapping[NetworkName, SessionChanges] = field(default_factory=dict)
+    claims: tuple[Claim, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FeedSnapshot:
+    """Everything that the feed says at the position `sequence`."""
+
+    sequence: int
+    contents: FeedContents
+
+
+class _Change(NamedTuple):
+    network: NetworkName
+    key: FlowKey
+    nat: Nat | None
+
+
+_Piece = tuple[_Change | Claim, ...]
+
+
+class FeedLog:
+    """The feed of one run of the agent, which `epoch` names.
+
+    `snapshot` gives the contents at the current position: whoever changes the tables calls `append`
+    before anybody else can run. It may hand out live tables, `FeedLog` copies them.
+    Not safe for threads.
+    """
+
+    def __init__(
+        self, epoch: int, snapshot: Callable[[], FeedContents], capacity: int = CAPACITY
+    ) -> None:
+        self.epoch = epoch
+        self.sequence = 0
+        self._clock = 0
+        self._contents = snapshot
+        self._capacity = capacity
+        self._pieces: deque[_Piece] = deque()
+        self._size = 0
+        self._listeners: dict[object, Callable[[], None]] = {}
+
+    def append(
+        self, tables: Mapping[NetworkName, SessionChanges], claims: Sequence[Claim], clock: int
+    ) -> None:
+        """Publish one batch.
+
+        A batch of more than `MAX_CHANGES` takes several positions. A new clock alone is not worth
+        a message: it travels with the next one.
+        """
+        self._clock = max(self._clock, clock)
+        changes: Iterator[_Change | Claim] = chain(_flat(tables), claims)
+        before = self.sequence
+        while piece := tuple(islice(changes, MAX_CHANGES)):
+            self._pieces.append(piece)
+            self._size += len(piece)
+            self.sequence += 1
+        self._forget_oldest()
+        if self.sequence != before:
+            for notify in tuple(self._listeners.values()):
+                notify()
+
+    def subscribe(self, notify: Callable[[], None]) -> Callable[[], None]:
+        """Have `notify` called after each batch; returns what ends that."""
+        token = object()
+        self._listeners[token] = notify
+
+        def unsubscribe() -> None:
+            self._listeners.pop(token, None)
+
+        return unsubscribe
+
+    def since(self, epoch: int, sequence: int) -> FeedDelta | None:
+        """The next delta for a subscriber at this position; None: it needs a snapshot.
+
+        It holds at most `MAX_CHANGES`, so a subscriber far behind calls again. It is empty where
+        there is nothing new.
+        """
+        oldest = self.sequence - len(self._pieces)
+        if epoch != self.epoch or not oldest <= sequence <= self.sequence:
+            return None
+        pieces = _that_fit(islice(self._pieces, sequence - oldest, None))
+        tables, claims = _fold(chain.from_iterable(pieces))
+        return FeedDelta(sequence, sequence + len(pieces), self._clock, tables, claims)
+
+    def snapshot(self) -> FeedSnapshot:
+        """All contents now, in a copy that later changes don't touch."""
+        tables, claims, clock = self._contents()
+        copies = {network: dict(sessions) for network, sessions in tables.items()}
+        self._clock = max(self._clock, clock)
+        return FeedSnapshot(self.sequence, FeedContents(copies, tuple(claims), self._clock))
+
+    def _forget_oldest(self) -> None:
+        while self._size > self._capacity:
+            self._size -= len(self._pieces.popleft())
+
+
+def _flat(tables: Mapping[NetworkName, SessionChanges]) -> Iterator[_Change]:
+    for network, changes in tables.items():
+        for key, nat in changes.items():
+            yield _Change(network, key, nat)
+
+
+def _that_fit(pieces: Iterable[_Piece]) -> list[_Piece]:
+    fit, size = [], 0
+    for piece in pieces:
+        size += len(piece)
+        if size > MAX_CHANGES:
+            break
+        fit.append(piece)
+    return fit
+
+
+def _fold(
+    changes: Iterable[_Change | Claim],
+) -> tuple[dict[NetworkName, dict[FlowKey, Nat | None]], tuple[Claim, ...]]:
+    """Keep the last word on every session and client."""
+    tables: dict[NetworkName, dict[FlowKey, Nat | None]] = {}
+    claims: dict[tuple[NetworkName, Mac], Claim] = {}
+    for change in changes:
+        if isinstance(change, Claim):
+            claims[change.network, change.mac] = change
+        else:
+            tables.setdefault(change.network, {})[change.key] = change.nat
+    return tables, tuple(claims.values())

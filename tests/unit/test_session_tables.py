@@ -1,0 +1,101 @@
+"""The uplink session tables: who has a flow, who has a socket, what the kernel should hold."""
+
+from __future__ import annotations
+
+from apagent.core.session_tables import SessionTables
+from tests.domains import ANN_IP, AP1, AP2, AP3, NAT, OTHER_NAT, tcp, udp
+
+
+def tables() -> SessionTables:
+    return SessionTables(AP2, [AP1, AP3])
+
+
+def test_a_peers_session_is_tunnelled_to_its_anchor() -> None:
+    t = tables()
+    assert t.apply(AP3, {tcp(1): NAT}) == {tcp(1): NAT}
+    assert t.anchor(tcp(1)) == AP3
+    assert t.touched_flows == {tcp(1): None}
+
+
+def test_our_own_session_is_not_tunnelled() -> None:
+    t = tables()
+    t.apply(AP2, {tcp(1): NAT})
+    assert t.anchor(tcp(1)) is None
+    assert t.desired_flows() == {}
+
+
+def test_what_is_known_already_changes_nothing() -> None:
+    t = tables()
+    t.apply(AP3, {tcp(1): NAT})
+    t.touched_flows.clear()
+    assert t.apply(AP3, {tcp(1): NAT, tcp(2): None}) == {}
+    assert t.touched_flows == {}
+
+
+def test_a_new_translation_of_a_known_flow_is_news_but_moves_nothing() -> None:
+    t = tables()
+    t.apply(AP3, {tcp(1): NAT})
+    t.touched_flows.clear()
+    assert t.apply(AP3, {tcp(1): OTHER_NAT}) == {tcp(1): OTHER_NAT}
+    assert t.touched_flows == {}
+
+
+def test_the_lowest_id_has_a_flow_that_two_anchors_claim() -> None:
+    t = tables()
+    t.apply(AP3, {tcp(1): NAT})
+    t.apply(AP1, {tcp(1): OTHER_NAT})
+    assert t.anchor(tcp(1)) == AP1
+    t.apply(AP1, {tcp(1): None})
+    assert t.anchor(tcp(1)) == AP3
+
+
+def test_the_rule_counts_for_our_own_flows_too() -> None:
+    t = tables()
+    t.apply(AP2, {tcp(1): NAT})
+    t.apply(AP3, {tcp(1): OTHER_NAT})
+    assert t.anchor(tcp(1)) is None
+    t.apply(AP1, {tcp(1): OTHER_NAT})
+    assert t.anchor(tcp(1)) == AP1
+
+
+def test_replace_gives_the_difference() -> None:
+    t = tables()
+    t.apply(AP3, {tcp(1): NAT, tcp(2): NAT})
+    assert t.replace(AP3, {tcp(2): NAT, tcp(3): NAT}) == {tcp(1): None, tcp(3): NAT}
+    assert set(t.table(AP3)) == {tcp(2), tcp(3)}
+
+
+def test_a_udp_socket_stays_with_its_anchor_while_one_flow_lives() -> None:
+    t = tables()
+    socket = udp(5000)[:4] + udp(5000)[9:11]
+    t.apply(AP3, {udp(5000): NAT, udp(5000, remote="198.51.100.11"): NAT})
+    assert t.desired_sockets() == {socket: AP3}
+    t.apply(AP3, {udp(5000): None})
+    assert t.desired_sockets() == {socket: AP3}
+    t.apply(AP3, {udp(5000, remote="198.51.100.11"): None})
+    assert t.desired_sockets() == {}
+
+
+def test_a_udp_socket_that_we_translate_is_ours() -> None:
+    t = tables()
+    t.apply(AP1, {udp(5000): NAT})
+    t.apply(AP2, {udp(5000, remote="198.51.100.11"): NAT})
+    assert t.desired_sockets() == {}
+    assert list(t.desired_flows().values()) == [AP1]
+
+
+def test_tcp_has_no_sockets() -> None:
+    t = tables()
+    t.apply(AP1, {tcp(5000): NAT})
+    assert t.touched_sockets == {}
+
+
+def test_flows_are_counted_by_client_and_anchor() -> None:
+    t = tables()
+    t.apply(AP1, {tcp(1): NAT, tcp(2): NAT})
+    t.apply(AP2, {udp(1): NAT})
+    assert t.flows_of(ANN_IP.packed) == {AP1: 2, AP2: 1}
+    t.apply(AP1, {tcp(1): None, tcp(2): None})
+    assert t.flows_of(ANN_IP.packed) == {AP2: 1}
+    t.apply(AP2, {udp(1): None})
+    assert t.flows_of(ANN_IP.packed) == {}
