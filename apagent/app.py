@@ -1,0 +1,135 @@
+"""The composition root: every adapter, server and task of the agent is made here, top to bottom."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
+
+from apagent import __version__
+from apagent.agent import Agent
+from apagent.config import Config
+from apagent.control.backend import EngineBackend
+from apagent.control.server import ControlServer
+from apagent.core.domain import VXLAN_OVERHEAD, Domain
+from apagent.core.effects import Effect, NoteSync
+from apagent.core.engine import Engine
+from apagent.core.events import Event
+from apagent.core.feed import FeedContents, FeedLog
+from apagent.errors import NeedsError
+from apagent.kernel.clients import LinuxClientMonitor
+from apagent.kernel.conntrack import LinuxFlowMonitor
+from apagent.kernel.linux import LinuxDataPath
+from apagent.kernel.needs import underlay_mtu
+from apagent.kernel.port import DataPath
+from apagent.notify import notify
+from apagent.peers.client import PeerSubscription
+from apagent.peers.server import PeerFeedServer
+from apagent.reconcile import Reconciler
+from apagent.shell import Shell
+
+log = logging.getLogger(__name__)
+
+
+def find_domain(config: Config, kernel: DataPath) -> Domain:
+    """The roam domain on this machine. Raises NeedsError with all that is missing."""
+    missing = kernel.missing_needs(config.domain({}, 1500 - VXLAN_OVERHEAD))
+    if missing:
+        raise NeedsError("\n".join(missing))
+    mtu = underlay_mtu(config.tunnel.underlay) - VXLAN_OVERHEAD
+    return config.domain(kernel.anchor_numbers(config.kernel.table), mtu)
+
+
+def known_domain(config: Config, kernel: DataPath) -> Domain:
+    """The roam domain without asking whether this machine could run it."""
+    return config.domain(kernel.anchor_numbers(config.kernel.table), 1500 - VXLAN_OVERHEAD)
+
+
+async def run(config: Config) -> None:
+    """Run the agent until SIGTERM or SIGINT. Raises NeedsError, KernelFault."""
+    log.info("apagent %s starts as %s", __version__, config.ap)
+    kernel = LinuxDataPath()
+    domain = find_domain(config, kernel)
+    sysctls = kernel.prepare(domain)
+    for line in sysctls:
+        log.info("changed sysctl %s", line)
+
+    engine = Engine(domain)
+    feed = FeedLog(int.from_bytes(os.urandom(7), "big"), lambda: _contents(engine))
+    reconciler = Reconciler(kernel, domain, engine)
+    shell = Shell(engine, kernel, reconciler, feed)
+    shell.observers.append(_report_ready)
+    agent = Agent(
+        domain,
+        engine,
+        shell,
+        reconciler,
+        kernel,
+        LinuxFlowMonitor(domain),
+        LinuxClientMonitor(domain),
+    )
+    subscriptions = [
+        PeerSubscription(config.ap, peer.id, peer.address, domain.networks, shell.emit)
+        for peer in config.peers
+    ]
+    backend = EngineBackend(engine, shell, agent, reconciler, kernel, subscriptions, sysctls)
+    peer_server = PeerFeedServer(config.ap, feed, config.listen)
+    control_server = ControlServer(config.socket, backend)
+
+    agent.adopt()
+    async with contextlib.AsyncExitStack() as stack:
+        stack.callback(agent.close)
+        await control_server.start()
+        stack.push_async_callback(control_server.stop)
+        await peer_server.start()
+        stack.push_async_callback(peer_server.stop)
+        for subscription in subscriptions:
+            await stack.enter_async_context(
+                _task(subscription.run(), f"feed of {subscription.peer}")
+            )
+        agent.listen(config.sync_timeout_s)
+        log.info("listening for peers at %s, for apctl at %s", config.listen, config.socket)
+        await _stop_signal()
+        log.info("stopping; forwarding goes on, `apagent cleanup` removes it")
+        notify("STOPPING=1")
+
+
+def _contents(engine: Engine) -> FeedContents:
+    tables, claims = engine.snapshot()
+    return FeedContents(tables, claims, engine.clock)
+
+
+def _report_ready(_event: Event, effects: list[Effect]) -> None:
+    if any(isinstance(effect, NoteSync) for effect in effects):
+        notify("READY=1")
+
+
+@contextlib.asynccontextmanager
+async def _task(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
+    """Run `work` as a named task for the length of the block; its failure ends the process."""
+    task = asyncio.create_task(work, name=name)
+    task.add_done_callback(_fail_loudly)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+def _fail_loudly(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        log.critical("task %r failed", task.get_name(), exc_info=task.exception())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+async def _stop_signal() -> None:
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    await stopped.wait()

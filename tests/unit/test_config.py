@@ -1,0 +1,182 @@
+"""The configuration file: what is accepted, what is refused, and what the refusal says."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+import pytest
+
+from apagent.config import Endpoint, load, parse
+from apagent.core.domain import allocate_numbers, tunnel_address, tunnel_mac
+from apagent.core.model import ApId
+from apagent.errors import ConfigError
+
+GOOD = """
+[ap]
+id = "ap1"
+[tunnel]
+underlay = "10.99.0.1"
+[peering]
+listen = "10.99.0.1:7411"
+[[peers]]
+id = "ap2"
+address = "10.99.0.2:7411"
+underlay = "10.99.0.2"
+[[networks]]
+name = "lan"
+client_interface = "br-lan"
+prefix = "10.77.0.0/16"
+gateway = "10.77.0.1"
+vni = 77
+uplink = "wan"
+nat = "masquerade"
+"""
+SECOND = """
+[[networks]]
+name = "guest"
+client_interface = "br-guest"
+prefix = "10.78.0.0/16"
+gateway = "10.78.0.1"
+vni = 78
+uplink = "wan"
+"""
+
+
+def test_a_minimal_file_gets_sane_defaults() -> None:
+    config = parse(GOOD)
+    assert config.ap == "ap1"
+    assert config.listen == Endpoint("10.99.0.1", 7411)
+    assert config.tunnel.port == 4789
+    assert config.socket == Path("/run/apagent/control.sock")
+    assert config.kernel.table == "apagent"
+    assert config.kernel.capacity == 255
+    assert config.networks[0].nat_address is None
+
+
+def test_the_peer_feed_listens_on_loopback_unless_told() -> None:
+    assert parse(GOOD.replace('listen = "10.99.0.1:7411"', "")).listen.host == "127.0.0.1"
+
+
+def test_a_nat_address_replaces_masquerade() -> None:
+    config = parse(GOOD.replace('"masquerade"', '"203.0.113.11"'))
+    assert config.networks[0].nat_address == IPv4Address("203.0.113.11")
+
+
+def test_both_sides_derive_the_same_tunnel_address() -> None:
+    config = parse(GOOD)
+    swapped = parse(GOOD.replace('"ap1"', '"x"').replace('"ap2"', '"ap1"').replace('"x"', '"ap2"'))
+    assert config.tunnel.address == swapped.peers[0].tunnel_address
+    assert config.peers[0].tunnel_address == swapped.tunnel.address
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ('id = "ap1"', "", "ap.id: is missing; set it"),
+        ('id = "ap1"', "id = 1", "ap.id: expected a string, found an integer"),
+        ('id = "ap1"', 'id = "a b"', "ap.id: 'a b' is not usable"),
+        ('id = "ap1"', 'id = "ap1"\nidd = 1', "ap.idd: unknown key; did you mean 'id'?"),
+        ("[peering]", "[peerng]", "peerng: unknown key; did you mean 'peering'?"),
+        ("vni = 77", "vni = 16777216", "networks[0].vni: 16777216 is out of range"),
+        ("vni = 77", 'vni = "77"', "networks[0].vni: expected an integer, found a string"),
+        ("vni = 77", "vni = true", "networks[0].vni: expected an integer, found a boolean"),
+        ("10.77.0.0/16", "10.77.0.1/16", "networks[0].prefix: '10.77.0.1/16' is not an IPv4"),
+        ("10.77.0.0/16", "fd00::/64", "networks[0].prefix: 'fd00::/64' is not an IPv4"),
+        ('"10.77.0.1"', '"10.78.0.1"', "networks[0].gateway: 10.78.0.1 is outside the prefix"),
+        ('"masquerade"', '"snat"', 'networks[0].nat: expected "masquerade" or an IPv4 address'),
+        ('uplink = "wan"', 'uplink = "br-lan"', "networks[0].uplink: br-lan is the client"),
+        ('uplink = "wan"', 'uplink = "a b"', "networks[0].uplink: 'a b' is not usable"),
+        ('"10.99.0.2:7411"', '"10.99.0.2"', "peers[0].address: '10.99.0.2' is not usable"),
+        ('"10.99.0.2:7411"', '"10.99.0.2:0"', "peers[0].address: port 0 is out of range"),
+        ('id = "ap2"', 'id = "ap1"', "peers[0].id: ap1 is used by ap.id too"),
+        (
+            'underlay = "10.99.0.2"',
+            'underlay = "10.99.0.1"',
+            "peers[0].underlay: 10.99.0.1 is used by tunnel.underlay too",
+        ),
+        (
+            'underlay = "10.99.0.1"',
+            'underlay = "10.77.0.9"',
+            "tunnel.underlay: 10.77.0.9 is inside networks[0].prefix",
+        ),
+        ("[[networks]]", "[[netwrks]]", "netwrks: unknown key; did you mean 'networks'?"),
+        ("[[peers]]", "[peers]", "peers: expected a list, found a table"),
+        ("[ap]", "[ap", "not valid TOML"),
+    ],
+)
+def test_a_refusal_names_the_key_and_the_fault(old: str, new: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        parse(GOOD.replace(old, new, 1))
+    assert str(refusal.value).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("10.78.0.0/16", "10.77.128.0/17", "networks[1].gateway"),
+        ('"guest"', '"lan"', "networks[1].name: lan is used by networks[0] too"),
+        ("vni = 78", "vni = 77", "networks[1].vni: 77 is used by networks[0] too"),
+        ("br-guest", "br-lan", "networks[1].client_interface: br-lan is used by networks[0] too"),
+    ],
+)
+def test_networks_may_not_share(old: str, new: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        parse(GOOD + SECOND.replace(old, new))
+    assert str(refusal.value).startswith(expected)
+
+
+def test_overlapping_prefixes_are_refused() -> None:
+    overlap = SECOND.replace("10.78.0.0/16", "10.77.8.0/24").replace("10.78.0.1", "10.77.8.1")
+    with pytest.raises(ConfigError, match=r"^networks\[1\]\.prefix: .* overlaps 10\.77\.0\.0/16"):
+        parse(GOOD + overlap)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("mark_mask = 0x0a000000", "kernel.mark_mask: 0xa000000 has gaps"),
+        ("mark_mask = 0", "kernel.mark_mask: 0 is out of range"),
+        ('table = "a b"', "kernel.table: 'a b' is not usable"),
+        ("route_protocol = 3", "kernel.route_protocol: 3 is out of range"),
+    ],
+)
+def test_the_kernel_table_is_checked(line: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        parse(f"{GOOD}\n[kernel]\n{line}\n")
+    assert str(refusal.value).startswith(expected)
+
+
+def test_a_mask_too_small_for_the_peers_is_refused() -> None:
+    more = '[[peers]]\nid="ap3"\naddress="10.99.0.3:7411"\nunderlay="10.99.0.3"\n'
+    with pytest.raises(ConfigError, match=r"kernel\.mark_mask: 0x1 tells 1 peers apart"):
+        parse(f"{GOOD}\n{more}\n[kernel]\nmark_mask = 1\n")
+
+
+def test_load_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "agent.toml"
+    with pytest.raises(ConfigError, match="can't be read"):
+        load(path)
+    path.write_text("[ap]\n")
+    with pytest.raises(ConfigError, match=rf"^{path}: ap\.id: is missing"):
+        load(path)
+    path.write_text(GOOD)
+    assert load(path).ap == "ap1"
+
+
+def test_peers_keep_the_numbers_that_the_kernel_holds() -> None:
+    ap2, ap3, ap4 = ApId("ap2"), ApId("ap3"), ApId("ap4")
+    assert allocate_numbers([ap2, ap3], {}, 255) == {ap2: 1, ap3: 2}
+    assert allocate_numbers([ap4, ap3, ap2], {ap3: 1, ap2: 9}, 255) == {ap2: 9, ap3: 1, ap4: 2}
+    assert allocate_numbers([ap2, ap3], {ap2: 300}, 255) == {ap2: 1, ap3: 2}
+    with pytest.raises(ValueError, match="room for 1"):
+        allocate_numbers([ap2, ap3], {}, 1)
+
+
+def test_derived_addresses_and_macs_are_usable() -> None:
+    assert parse(GOOD).tunnel.address in IPv4Network("100.127.0.0/16")
+    first = int(tunnel_mac(ApId("ap1"))[:2], 16)
+    assert first & 3 == 2  # locally administered, unicast (IEEE 802)
+    network = IPv4Network("10.0.0.0/30")
+    hosts = {tunnel_address(ApId(f"ap{n}"), network) for n in range(50)}
+    assert hosts == set(network.hosts())
