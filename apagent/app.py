@@ -69,7 +69,7 @@ async def run(config: Config) -> None:
         shell,
         reconciler,
         kernel,
-        LinuxFlowMonitor(domain),
+        LinuxFlowMonitor(domain.networks),
         LinuxClientMonitor(domain),
     )
     subscriptions = [
@@ -78,7 +78,7 @@ async def run(config: Config) -> None:
     ]
     backend = EngineBackend(engine, shell, agent, reconciler, kernel, subscriptions, sysctls)
     peer_server = PeerFeedServer(config.ap, feed, config.listen)
-    control_server = ControlServer(config.socket, backend)
+    control_server = ControlServer(backend, config.socket)
 
     agent.adopt()
     async with contextlib.AsyncExitStack() as stack:

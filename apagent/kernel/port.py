@@ -11,54 +11,23 @@ or delete without asking first.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from ipaddress import IPv4Address
-from typing import Generic, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Protocol
 
+from apagent.core.desired import Change, NetworkDelta, NetworkState
 from apagent.core.domain import Domain
 from apagent.core.events import ClientAged, ClientSeen, FlowsChanged
-from apagent.core.model import ApId, FlowKey, Mac, NetworkName, Sessions, SocketKey
+from apagent.core.model import ApId, Mac, NetworkName, Sessions
 
-V = TypeVar("V")
-
-
-@dataclass(frozen=True, slots=True)
-class Change(Generic[V]):
-    """One key's value before and after; None: absent. `old` and `new` always differ."""
-
-    old: V | None
-    new: V | None
-
-
-@dataclass(slots=True)
-class NetworkState:
-    """The dynamic kernel state of one network; what the reconciler compares with what should be."""
-
-    flows: dict[FlowKey, ApId] = field(default_factory=dict)
-    """Peers' sessions: flow -> anchor (an nftables map each for TCP and UDP, and for echoes)."""
-    sockets: dict[SocketKey, ApId] = field(default_factory=dict)
-    """Clients' UDP sockets -> the anchor that holds their mapping."""
-    elsewhere: dict[IPv4Address, bool] = field(default_factory=dict)
-    """Addresses of clients that another AP serves (value: True): the first packet that comes from
-    one of them on the client interface raises a `Source.DATA` event."""
-    routes: dict[IPv4Address, ApId] = field(default_factory=dict)
-    """Host routes: client address -> serving AP."""
-    neighbours: dict[IPv4Address, Mac] = field(default_factory=dict)
-    """Permanent neighbour entries on the client interface: address -> client."""
-
-
-@dataclass(slots=True)
-class NetworkDelta:
-    """Changes to a `NetworkState`, field by field."""
-
-    flows: dict[FlowKey, Change[ApId]] = field(default_factory=dict)
-    sockets: dict[SocketKey, Change[ApId]] = field(default_factory=dict)
-    elsewhere: dict[IPv4Address, Change[bool]] = field(default_factory=dict)
-    routes: dict[IPv4Address, Change[ApId]] = field(default_factory=dict)
-    neighbours: dict[IPv4Address, Change[Mac]] = field(default_factory=dict)
-
-    def __bool__(self) -> bool:
-        return bool(self.flows or self.sockets or self.elsewhere or self.routes or self.neighbours)
+__all__ = [
+    "Change",
+    "ClientMonitor",
+    "Counters",
+    "DataPath",
+    "FlowMonitor",
+    "NetworkDelta",
+    "NetworkState",
+]
 
 
 @dataclass(frozen=True, slots=True)

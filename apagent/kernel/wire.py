@@ -14,7 +14,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from apagent.errors import EventsLost, KernelFault
@@ -47,6 +47,11 @@ _ERROR_CODE = struct.Struct("=i")
 _ATTR = struct.Struct("=HH")
 
 _ANSWER_BUFFER = 1 << 16
+_REQUESTS_A_CALL = 256
+"""Each may be answered with an error that takes about 1 kB of the socket's memory, and an ordinary
+user's socket (net.core.rmem_max) has some 400 kB."""
+_DUMP_ATTEMPTS = 10
+_LAST_SEQUENCE = 0xFFFFFFFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +79,20 @@ class Netlink:
     """
 
     def __init__(self, family: int, groups: Sequence[int] = (), buffer: int = 1 << 20) -> None:
-        self._socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family
-        )
         self._sequence = int.from_bytes(os.urandom(3), "big")
+        try:
+            self._socket = socket.socket(
+                socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family
+            )
+        except OSError as error:
+            raise _fault(f"netlink family {family}", error) from None
+        try:
+            self._set_up(groups, buffer)
+        except OSError as error:
+            self._socket.close()
+            raise _fault(f"netlink family {family}, groups {tuple(groups)}", error) from None
+
+    def _set_up(self, groups: Sequence[int], buffer: int) -> None:
         for force, plain in (
             (_SO_RCVBUFFORCE, socket.SO_RCVBUF),
             (_SO_SNDBUFFORCE, socket.SO_SNDBUF),
@@ -106,24 +121,36 @@ class Netlink:
         self._socket.close()
 
     def request(self, messages: Iterable[Message], *, ignore: frozenset[int] = frozenset()) -> None:
-        """Send `messages` in one call and wait for the answer to each that asks for one.
+        """Send `messages`, some hundred a call, and wait until the kernel has worked them off.
 
         Every message is tried, also after one has failed (rtnetlink has no transactions). Raises
         KernelFault for the first failure whose errno is not in `ignore`.
         """
-        sent, waiting = self._pack(messages)
-        if not sent:
-            return
-        self._send(sent)
+        rest = list(messages)
         fault: KernelFault | None = None
-        while waiting:
-            for sequence, code, text in self._answers():
-                message = waiting.pop(sequence, None)
-                if message is None or code == 0 or code in ignore or fault is not None:
-                    continue
-                fault = KernelFault(f"{message.what}: {_reason(code, text)}", code)
+        while rest:
+            chunk, rest = rest[:_REQUESTS_A_CALL], rest[_REQUESTS_A_CALL:]
+            fault = self._request_chunk(chunk, ignore) or fault
         if fault is not None:
             raise fault
+
+    def _request_chunk(
+        self, messages: Sequence[Message], ignore: frozenset[int]
+    ) -> KernelFault | None:
+        """Send `messages` in one call; the first failure, if there was one.
+
+        Only the last one asks for an acknowledgement: errors are answered anyway, and in order.
+        """
+        sequences = self._send_acknowledged(messages)
+        fault: KernelFault | None = None
+        answered = False
+        while not answered:
+            for sequence, code, text in self._answers():
+                message = sequences.get(sequence)
+                answered = answered or sequence == self._sequence
+                if message is not None and code and code not in ignore and fault is None:
+                    fault = KernelFault(f"{message.what}: {_reason(code, text)}", code)
+        return fault
 
     def transaction(self, begin: Message, messages: Sequence[Message], end: Message) -> None:
         """Send a transaction between `begin` and `end` (nfnetlink batch): all or nothing.
@@ -131,20 +158,15 @@ class Netlink:
         The last of `messages` is acknowledged; any may be answered with an error. Raises
         KernelFault for the first error.
         """
-        *head, last = messages
-        packed, waiting = self._pack(
-            [begin, *head, Message(last.type, last.flags | NLM_F_ACK, last.body, last.what), end]
-        )
-        final = next(iter(waiting))
-        self._send(packed)
+        sequences = self._send_acknowledged(messages, begin, end)
+        final = next(reversed(sequences))
         fault: KernelFault | None = None
-        names = {final - len(messages) + 1 + i: m.what for i, m in enumerate(messages)}
         answered = False
         while not answered:
             for sequence, code, text in self._answers():
                 if code != 0 and fault is None:
-                    what = names.get(sequence, "nftables transaction")
-                    fault = KernelFault(f"{what}: {_reason(code, text)}", code)
+                    message = sequences.get(sequence, begin)
+                    fault = KernelFault(f"{message.what}: {_reason(code, text)}", code)
                 answered = answered or sequence == final or code != 0
         self._drain()
         if fault is not None:
@@ -156,7 +178,11 @@ class Netlink:
         Raises KernelFault; errno EINTR where the table changed under the dump so that it must be
         read again.
         """
-        [sequence] = self._pack_one(message)
+        if message.flags & NLM_F_DUMP != NLM_F_DUMP:
+            # A single object comes without NLMSG_DONE; an acknowledgement ends the answer.
+            message = replace(message, flags=message.flags | NLM_F_ACK)
+        self._send(self._pack([message]))
+        sequence = self._sequence
         interrupted = False
         done = False
         while not done:
@@ -168,20 +194,34 @@ class Netlink:
                 if type_ in (_NLMSG_ERROR, _NLMSG_DONE):
                     code = -_ERROR_CODE.unpack_from(body)[0] if len(body) >= 4 else 0
                     if code:
-                        raise KernelFault(f"{message.what}: {_reason(code, '')}", code)
+                        text = _extended_ack(flags, body) if type_ == _NLMSG_ERROR else ""
+                        raise KernelFault(f"{message.what}: {_reason(code, text)}", code)
                     done = True
                     break
                 yield body
         if interrupted:
             raise KernelFault(f"{message.what}: the table changed while it was read", errno.EINTR)
 
-    def events(self, buffer: bytearray) -> int:
+    def table(self, message: Message) -> list[bytes]:
+        """The whole answer to a dump, read again where the table changed under it.
+
+        Raises KernelFault; errno EINTR if it changed under every one of ten attempts.
+        """
+        for _ in range(_DUMP_ATTEMPTS - 1):
+            try:
+                return list(self.dump(message))
+            except KernelFault as fault:
+                if fault.errno != errno.EINTR:
+                    raise
+        return list(self.dump(message))
+
+    def events(self, buffer: bytearray | memoryview) -> int:
         """Read waiting multicast messages into `buffer`; 0: nothing is waiting.
 
-        Raises EventsLost if the socket overflowed.
+        Raises EventsLost if the socket overflowed or a datagram didn't fit `buffer`.
         """
         try:
-            return self._socket.recv_into(buffer, 0, socket.MSG_DONTWAIT)
+            size = self._socket.recv_into(buffer, 0, socket.MSG_DONTWAIT | socket.MSG_TRUNC)
         except BlockingIOError:
             return 0
         except OSError as error:
@@ -189,35 +229,43 @@ class Netlink:
                 raise EventsLost(
                     "the kernel reported events faster than we read them", errno.ENOBUFS
                 ) from None
-            raise
+            raise _fault("reading netlink events", error) from None
+        if size > len(buffer):
+            raise EventsLost(f"an event of {size} bytes didn't fit the buffer", errno.EMSGSIZE)
+        return size
 
-    def _pack(self, messages: Iterable[Message]) -> tuple[bytes, dict[int, Message]]:
-        parts: list[bytes] = []
-        waiting: dict[int, Message] = {}
-        for message in messages:
-            self._sequence = (self._sequence + 1) & 0x7FFFFFFF
-            parts.append(
-                HEADER.pack(
-                    HEADER.size + len(message.body),
-                    message.type,
-                    message.flags | NLM_F_REQUEST,
-                    self._sequence,
-                    0,
-                )
-            )
-            parts.append(message.body)
-            parts.append(b"\0" * (-len(message.body) % 4))
-            if message.flags & NLM_F_ACK:
-                waiting[self._sequence] = message
-        return b"".join(parts), waiting
-
-    def _pack_one(self, message: Message) -> list[int]:
-        data, _ = self._pack([message])
+    def _send_acknowledged(
+        self, messages: Sequence[Message], begin: Message | None = None, end: Message | None = None
+    ) -> dict[int, Message]:
+        """Send `messages` in one call; their sequence numbers. The last one is acknowledged."""
+        *head, last = messages
+        last = replace(last, flags=last.flags | NLM_F_ACK)
+        before = [] if begin is None else [begin]
+        after = [] if end is None else [end]
+        data = self._pack([*before, *head, last, *after])
+        first = self._sequence - len(after) - len(messages) + 1
         self._send(data)
-        return [self._sequence]
+        return dict(enumerate(messages, first))
+
+    def _pack(self, messages: Sequence[Message]) -> bytes:
+        """`messages` on the wire; the last one's sequence number is `_sequence`."""
+        if self._sequence + len(messages) > _LAST_SEQUENCE:
+            self._sequence = 0
+        parts: list[bytes] = []
+        for message in messages:
+            self._sequence += 1
+            length = HEADER.size + len(message.body)
+            flags = message.flags | NLM_F_REQUEST
+            parts.append(HEADER.pack(length, message.type, flags, self._sequence, 0))
+            parts.append(message.body)
+            parts.append(b"\0" * (-length % 4))
+        return b"".join(parts)
 
     def _send(self, data: bytes) -> None:
-        self._socket.sendto(data, (0, 0))
+        try:
+            self._socket.sendto(data, (0, 0))
+        except OSError as error:
+            raise _fault(f"netlink request of {len(data)} bytes", error) from None
 
     def _receive(self) -> bytes:
         try:
@@ -227,7 +275,7 @@ class Netlink:
                 raise EventsLost(
                     "the kernel's answers overflowed the socket", errno.ENOBUFS
                 ) from None
-            raise
+            raise _fault("netlink answer", error) from None
 
     def _answers(self) -> Iterator[tuple[int, int, str]]:
         for type_, flags, sequence, body in split(self._receive()):
@@ -241,21 +289,27 @@ class Netlink:
 
 
 def split(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
-    """Split a datagram into its messages: type, flags, sequence number, body."""
+    """Split a datagram into its messages: type, flags, sequence number, body.
+
+    Ends at the first message that is cut short.
+    """
     offset = 0
     while offset + HEADER.size <= len(data):
         length, type_, flags, sequence, _ = HEADER.unpack_from(data, offset)
-        if length < HEADER.size:
+        if length < HEADER.size or offset + length > len(data):
             return
         yield type_, flags, sequence, data[offset + HEADER.size : offset + length]
         offset += (length + 3) & ~3
 
 
 def attributes(data: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:
-    """The attributes (struct nlattr) in `data` from `offset`: type without flags, payload."""
+    """The attributes (struct nlattr) in `data` from `offset`: type without flags, payload.
+
+    Ends at the first attribute that is cut short.
+    """
     while offset + _ATTR.size <= len(data):
         length, type_ = _ATTR.unpack_from(data, offset)
-        if length < _ATTR.size:
+        if length < _ATTR.size or offset + length > len(data):
             return
         yield type_ & 0x3FFF, data[offset + _ATTR.size : offset + length]
         offset += (length + 3) & ~3
@@ -264,6 +318,11 @@ def attributes(data: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:
 def attribute(type_: int, payload: bytes) -> bytes:
     """Pack one attribute, padded to 4 bytes."""
     return _ATTR.pack(_ATTR.size + len(payload), type_) + payload + b"\0" * (-len(payload) % 4)
+
+
+def _fault(what: str, error: OSError) -> KernelFault:
+    code = error.errno or 0
+    return KernelFault(f"{what}: {_reason(code, '')}", code)
 
 
 def _reason(code: int, text: str) -> str:
@@ -278,7 +337,7 @@ def _extended_ack(flags: int, body: bytes) -> str:
     offset = 4 + HEADER.size
     if not flags & NLM_F_CAPPED:
         (length,) = struct.unpack_from("=I", body, 4)
-        offset = 4 + length
+        offset = 4 + ((length + 3) & ~3)
     for type_, payload in attributes(body, offset):
         if type_ == _NLMSGERR_ATTR_MSG:
             return payload.rstrip(b"\0").decode(errors="replace")

@@ -1,0 +1,49 @@
+# Everything a developer or a curious reader needs; `make` alone lists it.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+# nft, sshd and others live in sbin, which an ordinary user's PATH lacks on Debian.
+export PATH := $(PATH):/usr/sbin:/sbin
+
+RUNTIME := .venv/.installed
+DEVELOPMENT := .venv/.installed-dev
+SHELL_SCRIPTS = $(shell grep -lE '^\#!.*\b(ba)?sh\b' scripts/* .ci/run)
+
+.PHONY: help setup setup-dev demo test lint proto clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(RUNTIME) ## make .venv with apagent and apctl
+
+setup-dev: $(DEVELOPMENT) ## the same, with everything that tests and lint need
+
+demo: $(RUNTIME) ## a download while its client roams over three APs, without and with apagent
+	scripts/in-userns .venv/bin/apagent demo $(DEMO_ARGS)
+
+test: $(DEVELOPMENT) ## all tests: unit, sequences, contract, network namespaces
+	scripts/in-userns .venv/bin/pytest $(PYTEST_ARGS)
+
+lint: $(DEVELOPMENT) ## ruff, mypy, generated stubs, shellcheck
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	scripts/proto --check
+	shellcheck $(SHELL_SCRIPTS)
+	shellcheck --shell=dash deploy/openwrt/apagent.init deploy/openwrt/uci2toml
+
+proto: $(DEVELOPMENT) ## generate apagent/v1 from the proto files
+	scripts/proto
+
+clean: ## remove what these targets made
+	rm -rf .venv build dist apagent.egg-info demo-out
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find apagent tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(RUNTIME): pyproject.toml scripts/setup
+	@scripts/setup
+	@touch $@
+
+$(DEVELOPMENT): pyproject.toml scripts/setup
+	@scripts/setup --dev
+	@touch $@ $(RUNTIME)

@@ -1,0 +1,1 @@
+"""Management of one agent over its unix socket."""

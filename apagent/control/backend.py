@@ -1,0 +1,281 @@
+"""The management service's view of a running agent: read-only looks at the engine, one command."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from ipaddress import IPv4Address
+
+from apagent import __version__
+from apagent.agent import Agent
+from apagent.control.narrate import flow_events, note_events
+from apagent.control.views import (
+    AgentEventView,
+    ClientView,
+    FlowView,
+    NetworkView,
+    PeerView,
+    RoamView,
+    StatusView,
+)
+from apagent.core.clients import Client
+from apagent.core.domain import Network
+from apagent.core.effects import Effect
+from apagent.core.engine import Engine, PeerState, usable
+from apagent.core.events import ClientSeen, Event, Source
+from apagent.core.model import (
+    PROTOCOL_NAMES,
+    PROTOCOL_OFFSET,
+    ApId,
+    Flow,
+    FlowKey,
+    Mac,
+    Nat,
+    NetworkName,
+    Sessions,
+    Translation,
+)
+from apagent.errors import KernelFault, UnknownClient
+from apagent.kernel.port import Counters, DataPath
+from apagent.peers.client import PeerSubscription
+from apagent.reconcile import Reconciler
+from apagent.shell import Shell
+
+_NO_COUNTERS = Counters(leaked=0, reset=0)
+
+
+class EngineBackend:
+    """A `ControlBackend` on the engine and what is around it."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        shell: Shell,
+        agent: Agent,
+        reconciler: Reconciler,
+        kernel: DataPath,
+        subscriptions: Sequence[PeerSubscription],
+        sysctls: Sequence[str],
+    ) -> None:
+        self._engine = engine
+        self._shell = shell
+        self._agent = agent
+        self._reconciler = reconciler
+        self._kernel = kernel
+        self._subscriptions = subscriptions
+        self._sysctls = tuple(sysctls)
+        self._started = time.monotonic()
+
+    def status(self) -> StatusView:
+        """The agent as a whole."""
+        engine, domain = self._engine, self._engine.domain
+        counts = dict.fromkeys((engine.me, *engine.peers), 0)
+        for tables in engine.sessions.values():
+            for ap, table in tables.all():
+                counts[ap] += len(table)
+        clients = [client for table in engine.clients.values() for client in table]
+        here = sum(client.claim.ap == engine.me for client in clients)
+        counters, trouble = self._counters()
+        return StatusView(
+            ap=engine.me,
+            version=__version__,
+            in_sync=engine.in_sync,
+            degraded=(*trouble, *self._degraded()),
+            uptime_s=time.monotonic() - self._started,
+            own_sessions=counts.pop(engine.me),
+            peer_sessions=sum(counts.values()),
+            clients_here=here,
+            clients_elsewhere=len(clients) - here,
+            clock=engine.clock,
+            tunnel_mtu=domain.tunnel_mtu,
+            tcp_mss=domain.mss,
+            leaked_packets=counters.leaked,
+            reset_packets=counters.reset,
+            resyncs=self._agent.resyncs,
+            networks=tuple(_network_view(network) for network in domain.networks),
+            sysctls=self._sysctls,
+            tunnel_address=str(domain.me.tunnel_address),
+        )
+
+    def peers(self) -> list[PeerView]:
+        """Every configured peer."""
+        return [self._peer_view(subscription) for subscription in self._subscriptions]
+
+    def clients(self) -> list[ClientView]:
+        """Every client that any AP has claimed."""
+        return [
+            self._client_view(client) for table in self._engine.clients.values() for client in table
+        ]
+
+    def client(self, client: Mac | IPv4Address) -> ClientView:
+        """One client by its MAC or address. Raises UnknownClient."""
+        return self._client_view(self._find(client))
+
+    def flows(
+        self, client: Mac | IPv4Address | None, anchor: ApId | None, protocol: int | None
+    ) -> Iterator[FlowView]:
+        """The sessions that match; None: any. Raises UnknownClient, or ValueError for the AP."""
+        engine = self._engine
+        if anchor is not None and anchor not in (engine.me, *engine.peers):
+            known = ", ".join((engine.me, *engine.peers))
+            raise ValueError(f"no AP is called {anchor}; the domain has: {known}")
+        addresses = None
+        if client is not None:
+            addresses = {address.packed for address in self._find(client).claim.addresses}
+        # Each table is copied when its turn comes: it changes while the reader takes its time.
+        return (
+            self._flow_view(network, ap, key, nat)
+            for network, tables in engine.sessions.items()
+            for ap, table in tables.all()
+            if anchor in (None, ap)
+            for key, nat in _matching(table, addresses, protocol)
+        )
+
+    def associate(
+        self, mac: Mac, address: IPv4Address | None, network: NetworkName | None
+    ) -> ClientView:
+        """Take note that the client is associated here now. Raises ValueError."""
+        found = self._network(network)
+        if address is not None and not usable(found, address):
+            raise ValueError(
+                f"{address} is not a client's address in network {found.name} ({found.prefix})"
+            )
+        if not self._engine.in_sync:
+            raise ValueError("the agent is not in sync with its peers yet; try again in a moment")
+        self._shell.run([ClientSeen(found.name, mac, Source.MANAGEMENT, address)])
+        client = self._engine.clients[found.name].get(mac)
+        if client is None:
+            raise UnknownClient(f"{mac} is not known after its association")
+        return self._client_view(client)
+
+    def subscribe(
+        self, callback: Callable[[AgentEventView], None], *, flows: bool
+    ) -> Callable[[], None]:
+        """Have `callback` called for each event from now on; returns what ends that."""
+
+        def observe(event: Event, effects: list[Effect]) -> None:
+            now = time.time()
+            for view in note_events(effects, now):
+                callback(view)
+            if flows:
+                for view in flow_events(event, self._engine.me, now):
+                    callback(view)
+
+        self._shell.observers.append(observe)
+        return lambda: self._shell.observers.remove(observe)
+
+    def _counters(self) -> tuple[Counters, tuple[str, ...]]:
+        try:
+            return self._kernel.counters(), ()
+        except KernelFault as fault:
+            return _NO_COUNTERS, (f"our counters can't be read: {fault}",)
+
+    def _degraded(self) -> Iterator[str]:
+        if self._reconciler.fault is not None:
+            yield f"the kernel refuses the desired state: {self._reconciler.fault}"
+        for subscription in self._subscriptions:
+            if self._engine.peers[subscription.peer] is not PeerState.IN_SYNC:
+                reason = subscription.reason or "it has not answered yet"
+                yield (
+                    f"peer {subscription.peer} at {subscription.endpoint} is "
+                    f"{self._engine.peers[subscription.peer]}: {reason}"
+                )
+
+    def _peer_view(self, subscription: PeerSubscription) -> PeerView:
+        engine, peer = self._engine, subscription.peer
+        return PeerView(
+            id=peer,
+            address=str(subscription.endpoint),
+            underlay=str(engine.domain.peer_by_id[peer].underlay),
+            state=engine.peers[peer],
+            reason=subscription.reason,
+            sessions=sum(len(tables.table(peer)) for tables in engine.sessions.values()),
+            clients=sum(
+                client.claim.ap == peer for table in engine.clients.values() for client in table
+            ),
+            epoch=subscription.epoch,
+            sequence=subscription.sequence,
+            refused=subscription.refused,
+            snapshots=subscription.snapshots,
+            deltas=subscription.deltas,
+            tunnel_address=str(engine.domain.peer_by_id[peer].tunnel_address),
+        )
+
+    def _client_view(self, client: Client) -> ClientView:
+        claim = client.claim
+        return ClientView(
+            network=claim.network,
+            mac=claim.mac,
+            addresses=tuple(map(str, sorted(claim.addresses))),
+            serving_ap="" if claim.released else claim.ap,
+            generation=claim.generation,
+            flows_by_anchor={str(ap): n for ap, n in self._engine.flows_of(client).items()},
+            since_s=time.time() - client.since,
+            roams=tuple(
+                RoamView(
+                    move.from_ap or "",
+                    move.to_ap or "",
+                    move.generation,
+                    move.source,
+                    move.time,
+                    move.flows_kept,
+                )
+                for move in client.moves
+            ),
+        )
+
+    def _flow_view(self, network: NetworkName, ap: ApId, key: FlowKey, nat: Nat) -> FlowView:
+        flow, translation = Flow.of(key), Translation.of(nat)
+        owner = self._engine.clients[network].owner(flow.client)
+        return FlowView(
+            network=network,
+            protocol=PROTOCOL_NAMES[flow.protocol],
+            client=str(flow.client),
+            client_port=flow.client_port,
+            remote=str(flow.remote),
+            remote_port=flow.remote_port,
+            anchor=ap,
+            nat_address=str(translation.address),
+            nat_port=translation.port,
+            client_mac=owner.claim.mac if owner else "",
+            serving_ap=owner.claim.ap if owner else "",
+        )
+
+    def _find(self, client: Mac | IPv4Address) -> Client:
+        for table in self._engine.clients.values():
+            found = table.owner(client) if isinstance(client, IPv4Address) else table.get(client)
+            if found is not None:
+                return found
+        raise UnknownClient(f"no AP has seen the client {client}; `apctl clients` lists all")
+
+    def _network(self, name: NetworkName | None) -> Network:
+        networks = self._engine.domain.network_by_name
+        if name is None and len(networks) == 1:
+            return next(iter(networks.values()))
+        if name is None or name not in networks:
+            what = "name the network" if name is None else f"there is no network {name}"
+            raise ValueError(f"{what}; this AP has: {', '.join(networks)}")
+        return networks[name]
+
+
+def _matching(
+    table: Sessions, addresses: set[bytes] | None, protocol: int | None
+) -> Iterator[tuple[FlowKey, Nat]]:
+    for key, nat in tuple(table.items()):
+        if addresses is not None and key[:4] not in addresses:
+            continue
+        if protocol is not None and key[PROTOCOL_OFFSET] != protocol:
+            continue
+        yield key, nat
+
+
+def _network_view(network: Network) -> NetworkView:
+    return NetworkView(
+        name=network.name,
+        client_interface=network.client_interface,
+        prefix=str(network.prefix),
+        gateway=str(network.gateway),
+        vni=network.vni,
+        uplink=network.uplink,
+        nat="masquerade" if network.nat_address is None else str(network.nat_address),
+    )

@@ -1,0 +1,67 @@
+"""What watchers are told: effects and flow events as sentences with fields."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from ipaddress import IPv4Address
+
+from apagent.control.views import AgentEventView
+from apagent.core.effects import Effect, NotePeer, NoteRoam, NoteSync
+from apagent.core.events import Event, FlowsChanged, PeerDelta
+from apagent.core.model import ApId, Flow, NetworkName, SessionChanges
+from apagent.shell import describe_peer, describe_roam, describe_sync
+
+
+def note_events(effects: list[Effect], now: float) -> Iterator[AgentEventView]:
+    """The notes among `effects`; `now` in seconds since the epoch."""
+    for effect in effects:
+        match effect:
+            case NoteRoam():
+                yield _roam(effect, now)
+            case NotePeer():
+                fields = {"peer": effect.peer, "state": effect.state, "reason": effect.reason}
+                yield AgentEventView(now, "peer", describe_peer(effect), fields)
+            case NoteSync():
+                fields = {"missing": ",".join(effect.missing)}
+                yield AgentEventView(now, "sync", describe_sync(effect), fields)
+
+
+def flow_events(event: Event, me: ApId, now: float) -> Iterator[AgentEventView]:
+    """Flows that opened and closed, one view each."""
+    match event:
+        case FlowsChanged():
+            yield from _flows({event.network: event.changes}, me, now)
+        case PeerDelta():
+            yield from _flows(event.tables, event.peer, now)
+
+
+def _roam(note: NoteRoam, now: float) -> AgentEventView:
+    kind = "roam" if note.from_ap and note.to_ap else "client"
+    fields = {
+        "network": str(note.network),
+        "client": str(note.mac),
+        "addresses": ",".join(map(str, note.addresses)),
+        "from": note.from_ap or "",
+        "to": note.to_ap or "",
+        "generation": str(note.generation),
+        "source": note.source,
+        "flows_kept": str(note.flows_kept),
+    }
+    return AgentEventView(now, kind, describe_roam(note), fields)
+
+
+def _flows(
+    tables: Mapping[NetworkName, SessionChanges], anchor: ApId, now: float
+) -> Iterator[AgentEventView]:
+    for network, changes in tables.items():
+        for key, nat in changes.items():
+            flow = Flow.of(key)
+            kind = "flow-closed" if nat is None else "flow-opened"
+            verb = "closed" if nat is None else "opened"
+            fields = {
+                "network": str(network),
+                "client": str(IPv4Address(key[:4])),
+                "flow": str(flow),
+                "anchor": str(anchor),
+            }
+            yield AgentEventView(now, kind, f"flow {verb} at {anchor}: {flow}", fields)

@@ -1,0 +1,246 @@
+"""Conntrack, reduced to the flows that we translate: events and dumps of ctnetlink.
+
+Conntrack is the only clock of a session, so the order of its reports matters. What we rely on
+(net/netfilter/nf_conntrack_core.c): an entry is reported as new when it is confirmed, with its
+translation in place, and as destroyed before it leaves the hash table; an entry of the same tuple
+can't be confirmed until then. So DESTROY of an old entry precedes NEW of one like it, and the last
+report on a flow in a batch is the truth. Unconfirmed entries are never reported or dumped.
+
+An entry reports its end only if events were wanted when it was made: with the sysctl
+net.netfilter.nf_conntrack_events at 2 (its default) that takes a listener at that moment, with 1 it
+doesn't. With 2, flows from before our start end in silence.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from apagent.core.domain import Network
+from apagent.core.events import FlowsChanged
+from apagent.core.model import ICMP, TCP, UDP, FlowKey, Nat, NetworkName, Sessions
+from apagent.errors import EventsLost
+from apagent.kernel.wire import NLM_F_DUMP, Message, Netlink, attributes, split
+
+EVENTS_PER_READ = 16384
+"""Bounds one `read` to some tenths of a second, so that the event loop breathes."""
+WANTED_BUFFER = 8 << 20
+"""Bytes of socket buffer for events, room for some ten thousand."""
+
+_NETLINK_NETFILTER = 12
+_GROUP_NEW, _GROUP_DESTROY = 1, 3
+"""NFNLGRP_CONNTRACK_NEW and _DESTROY (linux/netfilter/nfnetlink.h)."""
+_CTNETLINK = 1 << 8
+_GET, _DELETE = _CTNETLINK | 1, _CTNETLINK | 2
+"""IPCTNL_MSG_CT_GET and _DELETE."""
+_NFGEN_IPV4 = b"\x02\0\0\0"
+"""struct nfgenmsg: AF_INET."""
+
+_TUPLE_ORIGINAL, _TUPLE_REPLY = 1, 2
+_TUPLE_IP, _TUPLE_PROTOCOL = 1, 2
+_IP_SOURCE, _IP_DESTINATION = 1, 2
+_NUMBER, _SOURCE_PORT, _DESTINATION_PORT, _ICMP_ID, _ICMP_TYPE = 1, 2, 3, 4, 5
+"""Attributes (linux/netfilter/nfnetlink_conntrack.h)."""
+_NESTED = 0x8000
+_ATTRIBUTE = struct.Struct("=HH")
+_IPV4_SIZE = 4
+_ECHO_REQUEST = b"\x08"
+_NO_PORT = b"\0\0"
+
+_ICMP_NUMBER = bytes([ICMP])
+_PORT_PROTOCOLS = {bytes([TCP]), bytes([UDP])}
+_EVENT_BUFFER = 1 << 16
+_MAX_DRAINED = 1 << 18
+"""More events than the wanted buffer holds."""
+
+_PORT_TUPLE = "12s4s4s4s8s1s3x4s2s2x4s2s2x"
+"""A tuple of TCP or UDP over IPv4 as the kernel lays it out: five runs of attribute headers with
+source, destination, protocol and ports between."""
+_PORT_TUPLES = struct.Struct("=" + _PORT_TUPLE + _PORT_TUPLE)
+
+
+def _header(length: int, type_: int) -> bytes:
+    return _ATTRIBUTE.pack(length, type_)
+
+
+def _port_tuple_headers(tuple_: int) -> tuple[bytes, ...]:
+    return (
+        _header(52, tuple_ | _NESTED) + _header(20, _TUPLE_IP | _NESTED) + _header(8, _IP_SOURCE),
+        _header(8, _IP_DESTINATION),
+        _header(28, _TUPLE_PROTOCOL | _NESTED) + _header(5, _NUMBER),
+        _header(6, _SOURCE_PORT),
+        _header(6, _DESTINATION_PORT),
+    )
+
+
+_PORT_HEADERS = _port_tuple_headers(_TUPLE_ORIGINAL) + _port_tuple_headers(_TUPLE_REPLY)
+
+
+class OurFlow(NamedTuple):
+    """A translated flow of one of our networks."""
+
+    network: NetworkName
+    key: FlowKey
+    nat: Nat
+
+
+class _Tuples(NamedTuple):
+    """What counts of an entry's two tuples; for an echo a port is the identifier."""
+
+    client: bytes
+    client_port: bytes
+    remote: bytes
+    remote_port: bytes
+    protocol: bytes
+    nat: bytes
+    nat_port: bytes
+
+
+class FlowParser:
+    """Picks from ctnetlink messages the flows of some networks that are source-translated.
+
+    Translated means that replies come to another address or port than the client's own. The
+    flow's key is what the client sends, also if the destination is translated as well.
+    """
+
+    def __init__(self, networks: Iterable[Network]) -> None:
+        self._prefixes = [
+            (int(n.prefix.network_address), int(n.prefix.netmask), n.name) for n in networks
+        ]
+
+    def parse(self, body: bytes) -> OurFlow | None:
+        """The flow in a message (without netlink header); None: it isn't one of ours."""
+        tuples = port_tuples(body) or any_tuples(body)
+        if tuples is None:
+            return None
+        client, client_port, remote, remote_port, protocol, nat, nat_port = tuples
+        network = self._network_of(client)
+        if network is None or (nat == client and nat_port == client_port):
+            return None
+        key = client + remote + protocol + client_port + remote_port
+        return OurFlow(network, FlowKey(key), Nat(nat + nat_port))
+
+    def _network_of(self, client: bytes) -> NetworkName | None:
+        address = int.from_bytes(client, "big")
+        for network, mask, name in self._prefixes:
+            if address & mask == network:
+                return name
+        return None
+
+
+def port_tuples(body: bytes) -> _Tuples | None:
+    """The tuples of TCP or UDP over IPv4 in the layout that the kernel gives them.
+
+    None: another protocol or another layout, which is for `any_tuples`.
+    """
+    if len(body) < len(_NFGEN_IPV4) + _PORT_TUPLES.size:
+        return None
+    fields = _PORT_TUPLES.unpack_from(body, len(_NFGEN_IPV4))
+    if fields[::2] != _PORT_HEADERS:
+        return None
+    client, remote, protocol, port, remote_port, _, nat, _, _, nat_port = fields[1::2]
+    if protocol not in _PORT_PROTOCOLS:
+        return None
+    return _Tuples(client, port, remote, remote_port, protocol, nat, nat_port)
+
+
+def any_tuples(body: bytes) -> _Tuples | None:
+    """The tuples of TCP, UDP or ICMP echo over IPv4 in any layout; None: another protocol."""
+    tuples = dict(attributes(body, len(_NFGEN_IPV4)))
+    if _TUPLE_ORIGINAL not in tuples or _TUPLE_REPLY not in tuples:
+        return None
+    addresses, ports = _parts(tuples[_TUPLE_ORIGINAL])
+    outside, outside_ports = _parts(tuples[_TUPLE_REPLY])
+    client = addresses.get(_IP_SOURCE, b"")
+    protocol = ports.get(_NUMBER, b"")
+    if len(client) != _IPV4_SIZE:
+        return None
+    if protocol in _PORT_PROTOCOLS:
+        port, remote_port = ports[_SOURCE_PORT], ports[_DESTINATION_PORT]
+        nat_port = outside_ports[_DESTINATION_PORT]
+    elif protocol == _ICMP_NUMBER and ports[_ICMP_TYPE] == _ECHO_REQUEST:
+        port, remote_port, nat_port = ports[_ICMP_ID], _NO_PORT, outside_ports[_ICMP_ID]
+    else:
+        return None
+    remote, nat = addresses[_IP_DESTINATION], outside[_IP_DESTINATION]
+    return _Tuples(client, port, remote, remote_port, protocol, nat, nat_port)
+
+
+def _parts(payload: bytes) -> tuple[dict[int, bytes], dict[int, bytes]]:
+    """A tuple's addresses and its protocol's fields."""
+    parts = dict(attributes(payload))
+    return dict(attributes(parts[_TUPLE_IP])), dict(attributes(parts[_TUPLE_PROTOCOL]))
+
+
+class LinuxFlowMonitor:
+    """The flows that conntrack translates for us, in the current network namespace."""
+
+    def __init__(self, networks: Sequence[Network]) -> None:
+        self._parser = FlowParser(networks)
+        self._names = [network.name for network in networks]
+        self._buffer = bytearray(_EVENT_BUFFER)
+        self._view = memoryview(self._buffer)
+        self._requests = Netlink(_NETLINK_NETFILTER)
+        self._events = Netlink(
+            _NETLINK_NETFILTER, groups=(_GROUP_NEW, _GROUP_DESTROY), buffer=WANTED_BUFFER
+        )
+
+    def fileno(self) -> int:
+        """Readable when events are waiting."""
+        return self._events.fileno()
+
+    def read(self) -> list[FlowsChanged]:
+        """The waiting events, coalesced to one batch a network; never blocks.
+
+        At most `EVENTS_PER_READ` are read at once: the descriptor stays readable if there are more.
+        Raises EventsLost after an overflow, and then nothing from before it is left to read, so
+        that `dump` tells all.
+        """
+        changes: dict[NetworkName, dict[FlowKey, Nat | None]] = {}
+        try:
+            for _ in range(EVENTS_PER_READ):
+                size = self._events.events(self._buffer)
+                if not size:
+                    break
+                self._collect(bytes(self._view[:size]), changes)
+        except EventsLost:
+            self._drain()
+            raise
+        return [FlowsChanged(network, flows) for network, flows in changes.items()]
+
+    def dump(self) -> dict[NetworkName, Sessions]:
+        """Read the whole conntrack table; every network has an entry. Raises KernelFault."""
+        tables: dict[NetworkName, dict[FlowKey, Nat]] = {name: {} for name in self._names}
+        request = Message(_GET, NLM_F_DUMP, _NFGEN_IPV4, "list conntrack entries")
+        for body in self._requests.dump(request):
+            flow = self._parser.parse(body)
+            if flow is not None:
+                tables[flow.network][flow.key] = flow.nat
+        return dict(tables)
+
+    def close(self) -> None:
+        """Close the sockets."""
+        self._events.close()
+        self._requests.close()
+
+    def _collect(
+        self, datagram: bytes, changes: dict[NetworkName, dict[FlowKey, Nat | None]]
+    ) -> None:
+        for type_, _, _, body in split(datagram):
+            flow = self._parser.parse(body)
+            if flow is not None:
+                nat = None if type_ == _DELETE else flow.nat
+                changes.setdefault(flow.network, {})[flow.key] = nat
+
+    def _drain(self) -> None:
+        """Throw away what waits from before the loss.
+
+        An opening may wait there whose end was lost, and applied after a dump it would stay for
+        good. The kernel also reports nothing more until the queue has been empty.
+        """
+        for _ in range(_MAX_DRAINED):
+            with contextlib.suppress(EventsLost):
+                if not self._events.events(self._buffer):
+                    return

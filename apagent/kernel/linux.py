@@ -1,0 +1,131 @@
+"""The data path on the real kernel: rtnetlink objects and the nftables table together."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable, Mapping
+
+from apagent.core.domain import Domain
+from apagent.core.model import ApId, Mac, NetworkName
+from apagent.kernel import neighbours, routing, rules, sysctl, tunnel
+from apagent.kernel.needs import missing_needs
+from apagent.kernel.nft import NftTable
+from apagent.kernel.port import Counters, NetworkDelta, NetworkState
+from apagent.kernel.wire import Message, Netlink
+
+_NETLINK_ROUTE = 0
+_STRICT, _LOOSE = 1, 2
+_ALWAYS = 1
+_GONE = frozenset({errno.ENOENT, errno.ESRCH})
+
+
+class LinuxDataPath:
+    """A `DataPath` (apagent.kernel.port) on the current network namespace."""
+
+    def __init__(self) -> None:
+        self._netlink = Netlink(_NETLINK_ROUTE)
+        self._nft = NftTable()
+        self._prepared: Domain | None = None
+
+    def missing_needs(self, domain: Domain) -> list[str]:
+        """What the machine lacks, one sentence each with what to do; empty: all is there."""
+        return missing_needs(domain)
+
+    def anchor_numbers(self, table: str) -> dict[ApId, int]:
+        """The anchors' numbers that an earlier run left in our nftables table."""
+        return self._nft.anchor_numbers(table)
+
+    def prepare(self, domain: Domain) -> list[str]:
+        """Make the static part what `domain` says, and adopt what is already right.
+
+        Returns the sysctls that were changed outside our own devices. Raises KernelFault.
+        """
+        # First of all the table, because it belongs to one agent: a second one ends here.
+        self._nft.prepare(domain)
+        tunnel.prepare_tunnels(self._netlink, domain)
+        routing.prepare_routes(self._netlink, domain)
+        rules.prepare_rules(self._netlink, domain)
+        self._prepared = domain
+        return _prepare_sysctls(domain)
+
+    def read(self) -> dict[NetworkName, NetworkState]:
+        """Read the dynamic state back. Raises KernelFault."""
+        domain = self._domain
+        states = self._nft.read(domain)
+        host_routes = routing.read_host_routes(self._netlink, domain)
+        for network in domain.networks:
+            state = states.setdefault(network.name, NetworkState())
+            state.routes = host_routes[network.name]
+            state.neighbours = neighbours.read_clients(self._netlink, domain, network)
+        return states
+
+    def apply(self, deltas: Mapping[NetworkName, NetworkDelta]) -> None:
+        """Install the changes: neighbours and routes in one batch, then sets and maps.
+
+        A new neighbour entry comes before the routes and an old one goes after them, so that no
+        packet in between makes the kernel ask for the client by ARP. Raises KernelFault.
+        """
+        self._netlink.request(self._rtnetlink_batch(deltas), ignore=_GONE)
+        self._nft.apply(self._domain, deltas)
+
+    def forget_clients(self, network: NetworkName, macs: Iterable[Mac]) -> None:
+        """Drop what the bridge and the neighbour table know of these clients."""
+        neighbours.forget(self._netlink, self._domain.network_by_name[network], macs)
+
+    def counters(self) -> Counters:
+        """Read our counters. Raises KernelFault."""
+        return self._nft.counters()
+
+    def remove(self, domain: Domain) -> list[str]:
+        """Remove everything that is ours and nothing else; a line each.
+
+        Raises KernelFault; EPERM, with nothing removed, while an agent runs.
+        """
+        return [
+            *self._nft.remove(domain),
+            *rules.remove_rules(self._netlink, domain),
+            *routing.remove_routes(self._netlink, domain),
+            *tunnel.remove_tunnels(self._netlink, domain),
+            *neighbours.remove_clients(self._netlink, domain),
+        ]
+
+    def close(self) -> None:
+        """Close the sockets; what is installed stays."""
+        self._netlink.close()
+        self._nft.close()
+
+    @property
+    def _domain(self) -> Domain:
+        if self._prepared is None:
+            raise RuntimeError("prepare comes first")
+        return self._prepared
+
+    def _rtnetlink_batch(self, deltas: Mapping[NetworkName, NetworkDelta]) -> list[Message]:
+        install: list[Message] = []
+        routes: list[Message] = []
+        delete: list[Message] = []
+        for name, delta in deltas.items():
+            network = self._domain.network_by_name[name]
+            added, deleted = neighbours.client_messages(self._domain, network, delta.neighbours)
+            install += added
+            delete += deleted
+            routes += routing.host_route_messages(self._domain, network, delta.routes)
+        return [*install, *routes, *delete]
+
+
+def _prepare_sysctls(domain: Domain) -> list[str]:
+    """What must change outside our own devices; the lines that say so.
+
+    - A strict reverse path filter on a client interface drops what a client sends before its host
+      route, which still leads to the AP that it left, is gone.
+    - With conntrack events on demand only (2), a flow that opens while no agent listens never
+      reports its end.
+    """
+    changed = [sysctl.ensure(sysctl.CONNTRACK_EVENTS, _ALWAYS)]
+    for network in domain.networks:
+        strict = sysctl.interface(network.client_interface, "rp_filter")
+        # The kernel takes the higher one of "all" and the interface's own value.
+        values = (sysctl.read(sysctl.interface("all", "rp_filter")), sysctl.read(strict))
+        if max(value or 0 for value in values) == _STRICT:
+            changed.append(sysctl.ensure(strict, _LOOSE))
+    return [line for line in changed if line is not None]

@@ -1,0 +1,170 @@
+"""Elements of the session maps: packed and parsed with struct, thousands in a message.
+
+A map's key is a concatenation: each field in network order, padded to 4 bytes. Its value is an
+anchor's number as skb priority, in host order. An attribute's length has 16 bits, so a list of
+elements ends below 64 KiB and a transaction takes several messages.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import NamedTuple
+
+from pyroute2.netlink.nfnetlink.nftsocket import NFT_MSG_DELSETELEM, NFT_MSG_NEWSETELEM
+
+from apagent.core.model import ICMP, FlowKey, SocketKey
+from apagent.kernel.nft.messages import HEADER, NESTED, message_type
+from apagent.kernel.wire import NLM_F_CREATE, Message, attribute, attributes
+
+FLOW_SIZE, ECHO_SIZE, SOCKET_SIZE, ADDRESS_SIZE = 20, 12, 8, 4
+"""Bytes of a key in the flow, echo and socket maps and in the set of addresses."""
+CHANGES_PER_TRANSACTION = 4096
+"""Keeps a transaction below 320 KiB, which fits a send buffer that an unprivileged user gets."""
+
+_LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
+_LIST_ITEM = 1
+_ELEMENT_KEY, _ELEMENT_DATA = 1, 2
+_DATA_VALUE = 1
+_MAX_LIST = 0xFFFF - 4
+
+_HEAD = struct.Struct("=HHHHHH")
+"""Element, its key, the key's value: length and type of each."""
+_DATA = struct.Struct("=HHHH4s")
+"""The data, its value: length and type of each; and four bytes of value."""
+_LENGTH = struct.Struct("=H")
+_LIST_HEAD = struct.Struct("=HH")
+
+
+class ElementChange(NamedTuple):
+    """One element's way from before to after; the key is packed for the kernel."""
+
+    set: str
+    key: bytes
+    deleted: bool
+    """The key is in the set and goes (or gets another value)."""
+    data: bytes | None
+    """The packed new data (empty for a set's element); None: no new element."""
+
+
+def pack_flow(key: FlowKey) -> bytes:
+    """Client, remote, protocol, client port, remote port: 20 bytes."""
+    return b"%b\0\0\0%b\0\0%b\0\0" % (key[:9], key[9:11], key[11:])
+
+
+def unpack_flow(key: bytes) -> FlowKey:
+    """What `pack_flow` packed."""
+    return FlowKey(key[:9] + key[12:14] + key[16:18])
+
+
+def pack_echo(key: FlowKey) -> bytes:
+    """Client, remote, identifier: 12 bytes."""
+    return b"%b%b\0\0" % (key[:8], key[9:11])
+
+
+_ICMP_BYTE = bytes([ICMP])
+
+
+def unpack_echo(key: bytes) -> FlowKey:
+    """What `pack_echo` packed."""
+    return FlowKey(b"%b%b%b\0\0" % (key[:8], _ICMP_BYTE, key[8:10]))
+
+
+def pack_socket(key: SocketKey) -> bytes:
+    """Client, client port: 8 bytes."""
+    return key + b"\0\0"
+
+
+def unpack_socket(key: bytes) -> SocketKey:
+    """What `pack_socket` packed."""
+    return SocketKey(key[:6])
+
+
+def pack_data(value: bytes) -> bytes:
+    """A map's value of four bytes, as the data of an element."""
+    return _DATA.pack(12, _ELEMENT_DATA | NESTED, 8, _DATA_VALUE, value)
+
+
+def transactions(table: str, changes: Iterable[ElementChange]) -> Iterator[list[Message]]:
+    """The changes as messages, a transaction at a time.
+
+    A changed value is deleted and added in one transaction, so that no packet misses it.
+    """
+    stream = iter(changes)
+    while batch := list(islice(stream, CHANGES_PER_TRANSACTION)):
+        deleted: dict[str, list[bytes]] = {}
+        added: dict[str, list[bytes]] = {}
+        for set_, key, was, data in batch:
+            if was:
+                deleted.setdefault(set_, []).append(_element(key, b""))
+            if data is not None:
+                added.setdefault(set_, []).append(_element(key, data))
+        yield [
+            message
+            for command, flags, sets in (
+                (NFT_MSG_DELSETELEM, 0, deleted),
+                (NFT_MSG_NEWSETELEM, NLM_F_CREATE, added),
+            )
+            for set_, elements in sets.items()
+            for message in _messages(command, flags, table, set_, elements)
+        ]
+
+
+def parse_elements(body: bytes, key_size: int) -> Iterator[tuple[bytes, bytes]]:
+    """Key and value (empty in a set) of each element in a message of a dump.
+
+    The kernel puts the key first and the data second (nf_tables_fill_setelem()); what else it may
+    put, such as a comment that somebody added, is skipped.
+    """
+    for type_, items in attributes(body, len(HEADER)):
+        if type_ == _LIST_ELEMENTS:
+            yield from _parse_list(items, key_size)
+
+
+def _parse_list(items: bytes, key_size: int) -> Iterator[tuple[bytes, bytes]]:
+    key_at = _HEAD.size
+    data_at = key_at + key_size
+    value_at = data_at + 8
+    offset, end = 0, len(items)
+    length_of = _LENGTH.unpack_from
+    while offset < end:
+        (length,) = length_of(items, offset)
+        yield (
+            items[offset + key_at : offset + data_at],
+            items[offset + value_at : offset + value_at + 4] if length > data_at else b"",
+        )
+        offset += (length + 3) & ~3
+
+
+def _element(key: bytes, data: bytes) -> bytes:
+    size = len(key)
+    return b"%b%b%b" % (
+        _HEAD.pack(
+            _HEAD.size + size + len(data),
+            _LIST_ITEM | NESTED,
+            8 + size,
+            _ELEMENT_KEY | NESTED,
+            4 + size,
+            _DATA_VALUE,
+        ),
+        key,
+        data,
+    )
+
+
+def _messages(
+    command: int, flags: int, table: str, set_: str, elements: Sequence[bytes]
+) -> Iterator[Message]:
+    """Elements of one size, in as few messages as their lists' lengths allow."""
+    start = (
+        HEADER
+        + attribute(_LIST_TABLE, table.encode() + b"\0")
+        + attribute(_LIST_SET, set_.encode() + b"\0")
+    )
+    what = f"elements of inet {table} {set_}"
+    step = _MAX_LIST // len(elements[0])
+    for i in range(0, len(elements), step):
+        items = b"".join(elements[i : i + step])
+        head = _LIST_HEAD.pack(_LIST_HEAD.size + len(items), _LIST_ELEMENTS | NESTED)
+        yield Message(message_type(command), flags, start + head + items, what)

@@ -1,0 +1,326 @@
+"""nftables rule expressions, as the attribute trees that pyroute2's rule codec packs.
+
+A rule is a list of expressions that load into registers, compare, look up and act. The functions
+here are named after the nft words that they stand for; each returns what those words compile to
+(`nft --debug=netlink` prints the same). Constants: linux/netfilter/nf_tables.h.
+"""
+
+from __future__ import annotations
+
+import struct
+from ipaddress import IPv4Address, IPv4Network
+from typing import Any
+
+Expression = dict[str, Any]
+Expressions = tuple[Expression, ...]
+
+SOURCE_ADDRESS, DESTINATION_ADDRESS = 12, 16
+"""Offsets in the IPv4 header (RFC 791, section 3.1)."""
+SOURCE_PORT, DESTINATION_PORT, ECHO_ID = 0, 2, 4
+"""Offsets in the transport header (RFC 9293, RFC 768, RFC 792)."""
+_ICMP_TYPE, _TCP_FLAGS = 0, 13
+_ICMP_ECHO_REQUEST = 8
+FIN, SYN, RST, ACK = 0x01, 0x02, 0x04, 0x10
+_TCP_OPTION_MSS, _MSS_OFFSET, _MSS_LENGTH = 2, 2, 2
+
+_REG32 = 8
+"""NFT_REG32_00: the first of sixteen 4-byte data registers."""
+_VERDICT_REGISTER = 0
+_NETWORK_HEADER, _TRANSPORT_HEADER = 1, 2
+_EQ, _NEQ = 0, 1
+_META_PRIORITY, _META_MARK, _META_IIFNAME, _META_OIFNAME = 2, 3, 6, 7
+_META_NFPROTO, _META_L4PROTO = 15, 16
+_NFPROTO_IPV4 = 2
+_CT_STATE, _CT_STATE_NEW = 0, 0x08
+_EXTHDR_TCPOPT = 1
+_LIMIT_PACKETS = 0
+_NAT_SNAT = 0
+_OBJECT_COUNTER = 1
+_REJECT_TCP_RESET = 1
+_INTERFACE_NAME_SIZE = 16
+
+_NF_DROP, _NF_ACCEPT, _JUMP, _GOTO, _RETURN = 0, 1, -3, -4, -5
+
+_U32 = struct.Struct("=I")
+
+
+def _expression(name: str, *attributes: tuple[str, Any]) -> Expression:
+    prefix = f"NFTA_{name.upper()}_"
+    attrs = [(prefix + key, value) for key, value in attributes]
+    return {"attrs": [("NFTA_EXPR_NAME", name), ("NFTA_EXPR_DATA", {"attrs": attrs})]}
+
+
+def _value(data: bytes) -> dict[str, Any]:
+    return {"attrs": [("NFTA_DATA_VALUE", data)]}
+
+
+def _register(slot: int) -> int:
+    return _REG32 + slot
+
+
+def _meta(key: int, slot: int = 0) -> Expression:
+    return _expression("meta", ("KEY", key), ("DREG", _register(slot)))
+
+
+def _payload(base: int, offset: int, length: int, slot: int = 0) -> Expression:
+    return _expression(
+        "payload",
+        ("DREG", _register(slot)),
+        ("BASE", base),
+        ("OFFSET", offset),
+        ("LEN", length),
+    )
+
+
+def _compare(data: bytes, operator: int = _EQ) -> Expression:
+    return _expression("cmp", ("SREG", _register(0)), ("OP", operator), ("DATA", _value(data)))
+
+
+def _mask(mask: bytes, xor: bytes) -> Expression:
+    return _expression(
+        "bitwise",
+        ("SREG", _register(0)),
+        ("DREG", _register(0)),
+        ("LEN", len(mask)),
+        ("MASK", _value(mask)),
+        ("XOR", _value(xor)),
+    )
+
+
+def _immediate(data: bytes) -> Expression:
+    return _expression("immediate", ("DREG", _register(0)), ("DATA", _value(data)))
+
+
+def verdict(code: int, chain: str = "") -> dict[str, Any]:
+    """A verdict as immediate data or as a map's value."""
+    attrs: list[tuple[str, Any]] = [("NFTA_VERDICT_CODE", code)]
+    if chain:
+        attrs.append(("NFTA_VERDICT_CHAIN", chain))
+    return {"attrs": [("NFTA_DATA_VERDICT", {"attrs": attrs})]}
+
+
+def goto_data(chain: str) -> dict[str, Any]:
+    """`goto chain` as a map's value."""
+    return verdict(_GOTO, chain)
+
+
+def _verdict_rule(code: int, chain: str = "") -> Expressions:
+    data = verdict(code, chain)
+    return (_expression("immediate", ("DREG", _VERDICT_REGISTER), ("DATA", data)),)
+
+
+def accept() -> Expressions:
+    """`accept`."""
+    return _verdict_rule(_NF_ACCEPT)
+
+
+def drop() -> Expressions:
+    """`drop`."""
+    return _verdict_rule(_NF_DROP)
+
+
+def return_() -> Expressions:
+    """`return`."""
+    return _verdict_rule(_RETURN)
+
+
+def jump(chain: str) -> Expressions:
+    """`jump chain`."""
+    return _verdict_rule(_JUMP, chain)
+
+
+def interface_name(name: str) -> bytes:
+    """An interface name as the kernel compares it: padded to 16 bytes."""
+    return name.encode().ljust(_INTERFACE_NAME_SIZE, b"\0")
+
+
+def iifname(name: str) -> Expressions:
+    """`iifname "name"`."""
+    return (_meta(_META_IIFNAME), _compare(interface_name(name)))
+
+
+def oifname(name: str) -> Expressions:
+    """`oifname "name"`."""
+    return (_meta(_META_OIFNAME), _compare(interface_name(name)))
+
+
+def ipv4() -> Expressions:
+    """`meta nfproto ipv4`; nft takes it in when it prints an `ip …` match that follows."""
+    return (_meta(_META_NFPROTO), _compare(bytes([_NFPROTO_IPV4])))
+
+
+def l4proto(protocol: int) -> Expressions:
+    """`meta l4proto protocol`."""
+    return (_meta(_META_L4PROTO), _compare(bytes([protocol])))
+
+
+def in_prefix(offset: int, prefix: IPv4Network, *, negate: bool = False) -> Expressions:
+    """`ip saddr|daddr [!=] prefix`; `offset` says which address."""
+    operator = _NEQ if negate else _EQ
+    network = prefix.network_address.packed
+    whole_bytes, rest = divmod(prefix.prefixlen, 8)
+    if rest or not whole_bytes:
+        return (
+            *ipv4(),
+            _payload(_NETWORK_HEADER, offset, 4),
+            _mask(prefix.netmask.packed, bytes(4)),
+            _compare(network, operator),
+        )
+    return (
+        *ipv4(),
+        _payload(_NETWORK_HEADER, offset, whole_bytes),
+        _compare(network[:whole_bytes], operator),
+    )
+
+
+def ct_state_new() -> Expressions:
+    """`ct state new`."""
+    return (
+        _expression("ct", ("KEY", _CT_STATE), ("DREG", _register(0))),
+        _mask(_U32.pack(_CT_STATE_NEW), bytes(4)),
+        _compare(bytes(4), _NEQ),
+    )
+
+
+def tcp_flags(mask: int, value: int, *, negate: bool = False) -> Expressions:
+    """`tcp flags & mask ==|!= value`; `l4proto(TCP)` has to come before."""
+    return (
+        _payload(_TRANSPORT_HEADER, _TCP_FLAGS, 1),
+        _mask(bytes([mask]), bytes(1)),
+        _compare(bytes([value]), _NEQ if negate else _EQ),
+    )
+
+
+def icmp_echo_request() -> Expressions:
+    """`icmp type echo-request`; `l4proto(ICMP)` has to come before."""
+    return (
+        _payload(_TRANSPORT_HEADER, _ICMP_TYPE, 1),
+        _compare(bytes([_ICMP_ECHO_REQUEST])),
+    )
+
+
+def client_address() -> Expressions:
+    """`ip saddr` as the first field of a key."""
+    return (_payload(_NETWORK_HEADER, SOURCE_ADDRESS, 4, 0),)
+
+
+def client_socket() -> Expressions:
+    """`ip saddr . th sport` as a key."""
+    return (*client_address(), _payload(_TRANSPORT_HEADER, SOURCE_PORT, 2, 1))
+
+
+def client_echo() -> Expressions:
+    """`ip saddr . ip daddr . icmp id` as a key."""
+    return (
+        *client_address(),
+        _payload(_NETWORK_HEADER, DESTINATION_ADDRESS, 4, 1),
+        _payload(_TRANSPORT_HEADER, ECHO_ID, 2, 2),
+    )
+
+
+def client_flow() -> Expressions:
+    """`ip saddr . ip daddr . meta l4proto . th sport . th dport` as a key."""
+    return (
+        *client_address(),
+        _payload(_NETWORK_HEADER, DESTINATION_ADDRESS, 4, 1),
+        _meta(_META_L4PROTO, 2),
+        _payload(_TRANSPORT_HEADER, SOURCE_PORT, 2, 3),
+        _payload(_TRANSPORT_HEADER, DESTINATION_PORT, 2, 4),
+    )
+
+
+def in_set(name: str) -> Expressions:
+    """`@name`, of the key that is loaded."""
+    return (_expression("lookup", ("SET", name), ("SREG", _register(0))),)
+
+
+def priority_from(name: str) -> Expressions:
+    """`meta priority set … map @name`, of the key that is loaded; ends the rule if it isn't in."""
+    return (
+        _expression("lookup", ("SET", name), ("SREG", _register(0)), ("DREG", _register(0))),
+        _expression("meta", ("KEY", _META_PRIORITY), ("SREG", _register(0))),
+    )
+
+
+def priority_verdict(name: str) -> Expressions:
+    """`meta priority vmap @name`."""
+    return (
+        _meta(_META_PRIORITY),
+        _expression("lookup", ("SET", name), ("SREG", _register(0)), ("DREG", _VERDICT_REGISTER)),
+    )
+
+
+def set_mark(value: int, mask: int) -> Expressions:
+    """`meta mark set meta mark & ~mask | value`."""
+    return (
+        _meta(_META_MARK),
+        _mask(_U32.pack(~mask & 0xFFFFFFFF), _U32.pack(value)),
+        _expression("meta", ("KEY", _META_MARK), ("SREG", _register(0))),
+    )
+
+
+def notrack() -> Expressions:
+    """`notrack`."""
+    return ({"attrs": [("NFTA_EXPR_NAME", "notrack")]},)
+
+
+def set_mss(size: int) -> Expressions:
+    """`tcp option maxseg size set size`; the kernel only ever lowers it (nft_exthdr.c)."""
+    return (
+        _immediate(struct.pack(">H", size)),
+        _expression(
+            "exthdr",
+            ("SREG", _register(0)),
+            ("TYPE", _TCP_OPTION_MSS),
+            ("OFFSET", _MSS_OFFSET),
+            ("LEN", _MSS_LENGTH),
+            ("OP", _EXTHDR_TCPOPT),
+        ),
+    )
+
+
+def limit_per_second(rate: int, burst: int) -> Expressions:
+    """`limit rate rate/second burst burst packets`."""
+    return (
+        _expression(
+            "limit",
+            ("RATE", rate),
+            ("UNIT", 1),
+            ("BURST", burst),
+            ("TYPE", _LIMIT_PACKETS),
+            ("FLAGS", 0),
+        ),
+    )
+
+
+def log(group: int, snaplen: int) -> Expressions:
+    """`log group group snaplen snaplen` (nflog)."""
+    return (_expression("log", ("GROUP", group), ("SNAPLEN", snaplen)),)
+
+
+def counter(name: str) -> Expressions:
+    """`counter name "name"`."""
+    return (_expression("objref", ("IMM_TYPE", _OBJECT_COUNTER), ("IMM_NAME", name)),)
+
+
+def reject_with_reset() -> Expressions:
+    """`reject with tcp reset`; `l4proto(TCP)` has to come before."""
+    return (_expression("reject", ("TYPE", _REJECT_TCP_RESET), ("ICMP_CODE", 0)),)
+
+
+def masquerade() -> Expressions:
+    """`masquerade`."""
+    return (_expression("masq"),)
+
+
+def snat(address: IPv4Address) -> Expressions:
+    """`snat ip to address`."""
+    return (
+        _immediate(address.packed),
+        _expression(
+            "nat",
+            ("TYPE", _NAT_SNAT),
+            ("FAMILY", _NFPROTO_IPV4),
+            ("REG_ADDR_MIN", _register(0)),
+        ),
+    )

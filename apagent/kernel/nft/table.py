@@ -1,0 +1,232 @@
+"""Our nftables table: made, adopted, filled, read back and removed.
+
+The table belongs to the socket that made or adopted it, where the kernel has owned tables that
+persist (6.9): nobody else can change it while that socket is open, and it stays when the socket
+closes, free to be adopted by the next one. So every change goes through one socket that lives as
+long as the agent. (While no agent runs, the table is open to a foreign `nft flush ruleset`.)
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator, Mapping, Sequence
+from ipaddress import IPv4Address
+
+from apagent.core.domain import Domain
+from apagent.core.model import ICMP, PROTOCOL_OFFSET, ApId, NetworkName
+from apagent.errors import KernelFault
+from apagent.kernel.nft import messages
+from apagent.kernel.nft.elements import (
+    ADDRESS_SIZE,
+    ECHO_SIZE,
+    FLOW_SIZE,
+    SOCKET_SIZE,
+    ElementChange,
+    pack_data,
+    pack_echo,
+    pack_flow,
+    pack_socket,
+    parse_elements,
+    transactions,
+    unpack_echo,
+    unpack_flow,
+    unpack_socket,
+)
+from apagent.kernel.nft.installed import (
+    listing,
+    read_counters,
+    read_installed,
+    read_set_size,
+)
+from apagent.kernel.nft.plan import plan
+from apagent.kernel.nft.ruleset import (
+    ANCHOR_CHAIN,
+    LEAKED,
+    RESET,
+    Names,
+    Ruleset,
+    anchor_number,
+    anchor_value,
+)
+from apagent.kernel.port import Counters, NetworkDelta, NetworkState
+from apagent.kernel.wire import Message, Netlink
+
+_NETLINK_NETFILTER = 12
+_UNKNOWN_FLAGS = frozenset({errno.EOPNOTSUPP, errno.EINVAL})
+"""What a kernel without owned, persistent tables answers (6.8 and before)."""
+_READINGS = 20
+"""How often a set is read until the reading is whole."""
+
+
+class NftTable:
+    """The nftables part of the data path, in the current network namespace."""
+
+    def __init__(self) -> None:
+        self._netlink = Netlink(_NETLINK_NETFILTER)
+        self._table = ""
+
+    def anchor_numbers(self, table: str) -> dict[ApId, int]:
+        """The anchors' numbers that an earlier run left in `table`; empty: no table.
+
+        Raises KernelFault.
+        """
+        installed = read_installed(self._netlink, table)
+        numbers: dict[ApId, int] = {}
+        for elements in installed.verdicts.values() if installed else ():
+            for value, chain in elements.items():
+                number = anchor_number(value)
+                if number is not None and chain.startswith(ANCHOR_CHAIN):
+                    numbers[ApId(chain.removeprefix(ANCHOR_CHAIN))] = number
+        return numbers
+
+    def prepare(self, domain: Domain) -> None:
+        """Own the table, and make its static part what `domain` says in one transaction.
+
+        Session maps keep their elements, also those that lead to an anchor that is no peer any
+        more: `read` shows them. Raises KernelFault.
+        """
+        self._own(domain.table)
+        installed = read_installed(self._netlink, domain.table)
+        changes = plan(Ruleset(domain), installed) if installed else []
+        if changes:
+            self._transact(domain.table, changes)
+        self._table = domain.table
+
+    def read(self, domain: Domain) -> dict[NetworkName, NetworkState]:
+        """The elements of the session maps and sets; routes and neighbours stay empty.
+
+        An anchor whose number no peer has is read as an `ApId` that no AP can have, `#` and the
+        number, so that the difference to what should be removes the element. Raises KernelFault.
+        """
+        anchors = _Anchors((anchor_value(peer.number), peer.id) for peer in domain.peers)
+        return {
+            network.name: self._read_network(domain.table, Names.of(network.name), anchors)
+            for network in domain.networks
+        }
+
+    def apply(self, domain: Domain, deltas: Mapping[NetworkName, NetworkDelta]) -> None:
+        """Install the changes of flows, sockets and elsewhere.
+
+        All networks' changes go together, in one transaction unless they are thousands. Raises
+        KernelFault: ENOENT or EEXIST mean that an element wasn't as the change believed.
+        """
+        data = {peer.id: pack_data(anchor_value(peer.number)) for peer in domain.peers}
+        changes = (
+            change
+            for network, delta in deltas.items()
+            for change in _changes(Names.of(network), delta, data)
+        )
+        for batch in transactions(domain.table, changes):
+            self._transact(domain.table, batch)
+
+    def counters(self) -> Counters:
+        """What leak guard and reset rule have counted, over all networks. Raises KernelFault."""
+        if not self._table:
+            raise KernelFault("no nftables table is prepared that could count")
+        counted = read_counters(self._netlink, self._table)
+        return Counters(leaked=counted.get(LEAKED, 0), reset=counted.get(RESET, 0))
+
+    def remove(self, domain: Domain) -> list[str]:
+        """Remove the table; returns what was removed. Raises KernelFault."""
+        if read_installed(self._netlink, domain.table) is None:
+            return []
+        self._transact(domain.table, [messages.delete_table(domain.table)])
+        return [f"nftables table inet {domain.table}"]
+
+    def close(self) -> None:
+        """Close the socket; the table stays."""
+        self._netlink.close()
+
+    def _own(self, table: str) -> None:
+        """Make the table or adopt it.
+
+        The kernel refuses changes of base chains in the transaction that adopts a table, so this
+        is one of its own.
+        """
+        installed = read_installed(self._netlink, table)
+        if installed is not None:
+            flags = messages.OWNED if installed.flags & messages.PERSIST else installed.flags
+            self._transact(table, [messages.new_table(table, flags)])
+            return
+        try:
+            self._transact(table, [messages.new_table(table, messages.OWNED)])
+        except KernelFault as fault:
+            if fault.errno not in _UNKNOWN_FLAGS:
+                raise
+            self._transact(table, [messages.new_table(table, 0)])
+
+    def _transact(self, table: str, batch: Sequence[Message]) -> None:
+        try:
+            self._netlink.transaction(messages.BEGIN, batch, messages.END)
+        except KernelFault as fault:
+            owner = self._owner(table) if fault.errno == errno.EPERM else None
+            if owner is None:
+                raise
+            raise KernelFault(
+                f"nftables table inet {table} belongs to a running process (netlink port {owner},"
+                " usually its process id): an agent runs here already; stop it first, or give"
+                " this one a table of its own (kernel.table)",
+                errno.EPERM,
+            ) from fault
+
+    def _owner(self, table: str) -> int | None:
+        installed = read_installed(self._netlink, table)
+        return installed.owner if installed else None
+
+    def _read_network(self, table: str, names: Names, anchors: _Anchors) -> NetworkState:
+        flows = self._elements(table, names.flows, FLOW_SIZE)
+        echoes = self._elements(table, names.echoes, ECHO_SIZE)
+        sockets = self._elements(table, names.sockets, SOCKET_SIZE)
+        elsewhere = self._elements(table, names.elsewhere, ADDRESS_SIZE)
+        return NetworkState(
+            flows={
+                **{unpack_flow(key): anchors[value] for key, value in flows.items()},
+                **{unpack_echo(key): anchors[value] for key, value in echoes.items()},
+            },
+            sockets={unpack_socket(key): anchors[value] for key, value in sockets.items()},
+            elsewhere={IPv4Address(key): True for key in elsewhere},
+        )
+
+    def _elements(self, table: str, set_: str, key_size: int) -> dict[bytes, bytes]:
+        """All elements of a set, key and value as the kernel has them.
+
+        A dump of more than one message leaves elements out while the kernel resizes the hash table
+        under it, as it does for some time after many changes. So a reading counts if its size is
+        what the kernel says (Linux 6.17) or what the reading before had.
+        """
+        expected: int | None = None
+        for _ in range(_READINGS):
+            bodies = listing(self._netlink, messages.list_elements(table, set_))
+            elements = {
+                key: value for body in bodies for key, value in parse_elements(body, key_size)
+            }
+            size = read_set_size(self._netlink, table, set_)
+            if len(bodies) <= 1 or len(elements) == (expected if size is None else size):
+                return elements
+            expected = len(elements)
+        raise KernelFault(f"inet {table} {set_} kept changing while it was read", errno.EAGAIN)
+
+
+class _Anchors(dict[bytes, ApId]):
+    """Anchor's value in the maps -> anchor; of an unknown one `#` and its number."""
+
+    def __missing__(self, value: bytes) -> ApId:
+        number = anchor_number(value)
+        return ApId(f"#{value.hex()}" if number is None else f"#{number}")
+
+
+def _changes(
+    names: Names, delta: NetworkDelta, data: Mapping[ApId, bytes]
+) -> Iterator[ElementChange]:
+    for flow, anchor in delta.flows.items():
+        new = None if anchor.new is None else data[anchor.new]
+        if flow[PROTOCOL_OFFSET] == ICMP:
+            yield ElementChange(names.echoes, pack_echo(flow), anchor.old is not None, new)
+        else:
+            yield ElementChange(names.flows, pack_flow(flow), anchor.old is not None, new)
+    for socket, anchor in delta.sockets.items():
+        new = None if anchor.new is None else data[anchor.new]
+        yield ElementChange(names.sockets, pack_socket(socket), anchor.old is not None, new)
+    for address, served in delta.elsewhere.items():
+        new = b"" if served.new else None
+        yield ElementChange(names.elsewhere, address.packed, served.old is not None, new)

@@ -1,0 +1,152 @@
+"""Policy rules: which packets look into our routing tables before any other.
+
+A rule for an anchor is bound to the client interface, because the outer VXLAN packet inherits the
+inner one's mark: without `iif` it would be sent into the tunnel again.
+"""
+
+from __future__ import annotations
+
+import struct
+from ipaddress import IPv4Address, IPv4Network
+from typing import NamedTuple
+
+from pyroute2.netlink.rtnl.fibmsg import fibmsg
+
+from apagent.core.domain import Domain
+from apagent.kernel.rtnetlink import AF_INET
+from apagent.kernel.wire import (
+    NLM_F_CREATE,
+    NLM_F_DUMP,
+    NLM_F_EXCL,
+    Message,
+    Netlink,
+    attributes,
+    encode,
+)
+
+RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
+
+# linux/fib_rules.h
+_FIB_RULE_HDR = struct.Struct("=BBBBBBBBI")
+_FRA_DST, _FRA_IIFNAME, _FRA_PRIORITY, _FRA_FWMARK = 1, 3, 6, 10
+_FRA_TABLE, _FRA_FWMASK, _FRA_PROTOCOL = 15, 16, 21
+_FR_ACT_TO_TBL = 1
+_U32 = struct.Struct("=I")
+
+
+class Rule(NamedTuple):
+    """A rule that leads to a routing table."""
+
+    priority: int
+    table: int
+    protocol: int
+    iif: str = ""
+    mark: int = 0
+    mask: int = 0
+    destination: IPv4Network | None = None
+
+    def __str__(self) -> str:
+        parts = [f"{self.priority}:"]
+        if self.destination is not None:
+            parts.append(f"to {self.destination}")
+        if self.iif:
+            parts.append(f"iif {self.iif}")
+        if self.mask:
+            parts.append(f"fwmark {self.mark:#x}/{self.mask:#x}")
+        return " ".join([*parts, f"lookup {self.table}"])
+
+
+def wanted_rules(domain: Domain) -> set[Rule]:
+    """The rules that the roam domain asks for."""
+    first, protocol = domain.rule_priority, domain.route_protocol
+    anchors = {
+        Rule(
+            first,
+            domain.anchor_table(network, peer),
+            protocol,
+            network.client_interface,
+            domain.mark(peer),
+            domain.mark_mask,
+        )
+        for network in domain.networks
+        for peer in domain.peers
+    }
+    hosts = {
+        Rule(first + 1, domain.host_table(network), protocol, destination=network.prefix)
+        for network in domain.networks
+    }
+    return anchors | hosts
+
+
+def prepare_rules(netlink: Netlink, domain: Domain) -> None:
+    """Install the missing rules, then remove ours that nobody wants. Raises KernelFault."""
+    wanted, present = wanted_rules(domain), _own_rules(netlink, domain)
+    netlink.request(_add(rule) for rule in sorted(wanted - set(present), key=str))
+    netlink.request(_delete(rule) for rule in present if rule not in wanted)
+
+
+def remove_rules(netlink: Netlink, domain: Domain) -> list[str]:
+    """Remove every rule of ours; a line each. Raises KernelFault."""
+    present = _own_rules(netlink, domain)
+    netlink.request(_delete(rule) for rule in present)
+    return [f"policy rule {rule}" for rule in present]
+
+
+def _own_rules(netlink: Netlink, domain: Domain) -> list[Rule]:
+    """Rules with our protocol at our priorities or to our tables."""
+    body = _FIB_RULE_HDR.pack(AF_INET, 0, 0, 0, 0, 0, 0, 0, 0)
+    answer = netlink.table(Message(RTM_GETRULE, NLM_F_DUMP, body, "reading the policy rules"))
+    priorities = (domain.rule_priority, domain.rule_priority + 1)
+    return [
+        rule
+        for rule in map(_parse, answer)
+        if rule.protocol == domain.route_protocol
+        and (rule.priority in priorities or rule.table in domain.route_tables)
+    ]
+
+
+def _parse(body: bytes) -> Rule:
+    _, length, _, _, table, _, _, _, _ = _FIB_RULE_HDR.unpack_from(body)
+    found = dict(attributes(body, _FIB_RULE_HDR.size))
+
+    def number(type_: int, default: int = 0) -> int:
+        return int(_U32.unpack(found[type_])[0]) if type_ in found else default
+
+    destination = found.get(_FRA_DST)
+    return Rule(
+        number(_FRA_PRIORITY),
+        number(_FRA_TABLE, table),
+        found.get(_FRA_PROTOCOL, b"\0")[0],
+        found.get(_FRA_IIFNAME, b"").rstrip(b"\0").decode(errors="replace"),
+        number(_FRA_FWMARK),
+        number(_FRA_FWMASK),
+        None if destination is None else IPv4Network((IPv4Address(destination), length)),
+    )
+
+
+def _add(rule: Rule) -> Message:
+    return Message(RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, _encode(rule), f"policy rule {rule}")
+
+
+def _delete(rule: Rule) -> Message:
+    return Message(RTM_DELRULE, 0, _encode(rule), f"policy rule {rule}")
+
+
+def _encode(rule: Rule) -> bytes:
+    message = fibmsg()
+    message["family"] = AF_INET
+    message["action"] = _FR_ACT_TO_TBL
+    attrs: list[tuple[str, object]] = [
+        ("FRA_PRIORITY", rule.priority),
+        ("FRA_TABLE", rule.table),
+        ("FRA_PROTOCOL", rule.protocol),
+    ]
+    if rule.destination is not None:
+        message["dst_len"] = rule.destination.prefixlen
+        attrs.append(("FRA_DST", str(rule.destination.network_address)))
+    if rule.iif:
+        attrs.append(("FRA_IIFNAME", rule.iif))
+    if rule.mask:
+        attrs += [("FRA_FWMARK", rule.mark), ("FRA_FWMASK", rule.mask)]
+    message["attrs"] = attrs
+    return encode(message)

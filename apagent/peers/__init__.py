@@ -1,0 +1,1 @@
+"""The feed between agents: every AP subscribes to every peer's sessions and client claims."""

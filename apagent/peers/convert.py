@@ -1,0 +1,301 @@
+"""Between the feed's messages and the core's words: the only door for peer input.
+
+What a peer sends is untrusted, and every function here that reads it says so in its name. A
+statement that the peer may not make is refused by itself, counted and logged; the rest of its
+message holds. A message that isn't the peer's own, or that no agent would send, is refused whole:
+`PeerFault`, the only exception that peer input raises.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+import time
+from collections.abc import Callable, Iterable, Iterator
+from ipaddress import IPv4Address
+from itertools import islice
+from typing import NamedTuple
+
+from apagent.core.domain import Network
+from apagent.core.feed import MAX_CHANGES, FeedDelta, FeedSnapshot
+from apagent.core.model import (
+    ICMP,
+    TCP,
+    UDP,
+    ApId,
+    Claim,
+    FlowKey,
+    Mac,
+    Nat,
+    NetworkName,
+    SessionChanges,
+)
+from apagent.errors import PeerFault
+from apagent.v1 import peer_pb2 as pb
+
+PROTOCOL_VERSION = 1
+GENERATION_LIMIT = 1 << 63
+"""Generations and clocks are below it, so that one more always fits the 64 bits on the wire."""
+MAX_ADDRESSES = 64
+"""Addresses in one claim."""
+LOG_INTERVAL_S = 10.0
+"""At most one line about refused statements in this time, for each peer."""
+
+_KEY = struct.Struct(">IIBHH")
+_NAT = struct.Struct(">IH")
+"""`FlowKey` and `Nat` as numbers: the hot loops here go without their readable forms."""
+_PROTOCOLS = frozenset({ICMP, TCP, UDP})
+_MAC_SIZE = 6
+_MAC_GROUP_BIT = 0x01
+"""Least significant bit of the first octet: a group address (IEEE 802, clause 8.2)."""
+
+_log = logging.getLogger(__name__)
+
+Tables = dict[NetworkName, dict[FlowKey, Nat | None]]
+
+
+class Statements(NamedTuple):
+    """What a message says, as far as the peer may say it."""
+
+    tables: Tables
+    claims: tuple[Claim, ...]
+
+
+class _Scope(NamedTuple):
+    """The addresses that clients of a network may have, as numbers."""
+
+    name: NetworkName
+    prefix: int
+    mask: int
+    reserved: frozenset[int]
+    """Inside the prefix, and never a client: the gateway, the network and its broadcast address."""
+
+    @classmethod
+    def of(cls, network: Network) -> _Scope:
+        prefix = network.prefix
+        reserved = (network.gateway, prefix.network_address, prefix.broadcast_address)
+        return cls(
+            network.name,
+            int(prefix.network_address),
+            int(prefix.netmask),
+            frozenset(map(int, reserved)),
+        )
+
+    def holds(self, address: int) -> bool:
+        return address & self.mask == self.prefix and address not in self.reserved
+
+
+class PeerReader:
+    """Reads the messages of one peer, and keeps count of what it refused."""
+
+    def __init__(
+        self,
+        peer: ApId,
+        networks: Iterable[Network],
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.refused = 0
+        """Statements of this peer that were refused."""
+        self._peer = peer
+        self._scopes = {network.name: _Scope.of(network) for network in networks}
+        self._now = now
+        self._quiet_until = 0.0
+        self._unlogged = 0
+
+    def read_untrusted(self, message: pb.FeedMessage) -> Statements:
+        """What `message` says. Raises PeerFault where it is refused as a whole."""
+        self._check_header_untrusted(message)
+        tables: Tables = {}
+        for table in message.tables:
+            scope = self._scopes.get(NetworkName(table.network))
+            if scope is None:
+                self._refuse(
+                    f"sessions of a network {table.network!r:.40} that isn't configured here",
+                    len(table.opened) + len(table.closed),
+                )
+                continue
+            changes = tables.setdefault(scope.name, {})
+            self._read_closed_untrusted(table, scope, changes)
+            self._read_opened_untrusted(table, scope, changes)
+        return Statements(tables, tuple(self._claims_untrusted(message)))
+
+    def _check_header_untrusted(self, message: pb.FeedMessage) -> None:
+        if message.ap != self._peer:
+            raise PeerFault(
+                f"peer {self._peer}: its feed says it is {message.ap!r:.40}: "
+                "check the id and the address of this peer in both configurations"
+            )
+        if message.protocol_version != PROTOCOL_VERSION:
+            raise PeerFault(
+                f"peer {self._peer}: speaks version {message.protocol_version} of the feed, "
+                f"this agent {PROTOCOL_VERSION}: bring both to the same release"
+            )
+        if message.clock >= GENERATION_LIMIT:
+            raise PeerFault(f"peer {self._peer}: its clock {message.clock} is out of range")
+
+    def _read_opened_untrusted(
+        self, table: pb.TableChanges, scope: _Scope, changes: dict[FlowKey, Nat | None]
+    ) -> None:
+        _, prefix, mask, reserved = scope
+        pack_key, pack_nat, protocols = _KEY.pack, _NAT.pack, _PROTOCOLS
+        for session in table.opened:
+            flow = session.flow
+            client, remote, protocol = flow.client, flow.remote, flow.protocol
+            if client & mask != prefix or client in reserved:
+                self._refuse(f"a session of {_address(client)}, no client of {scope.name}")
+            elif remote & mask == prefix or protocol not in protocols:
+                self._refuse(f"a session to {_address(remote)}, protocol {protocol}")
+            else:
+                try:
+                    key = pack_key(client, remote, protocol, flow.client_port, flow.remote_port)
+                    nat = pack_nat(session.nat_address, session.nat_port)
+                except struct.error:
+                    self._refuse(f"a session of {_address(client)} with a port beyond 65535")
+                else:
+                    changes[FlowKey(key)] = Nat(nat)
+
+    def _read_closed_untrusted(
+        self, table: pb.TableChanges, scope: _Scope, changes: dict[FlowKey, Nat | None]
+    ) -> None:
+        _, prefix, mask, reserved = scope
+        pack_key = _KEY.pack
+        for flow in table.closed:
+            client = flow.client
+            if client & mask != prefix or client in reserved:
+                self._refuse(f"the end of a session of {_address(client)}, no client here")
+                continue
+            try:
+                key = pack_key(
+                    client, flow.remote, flow.protocol, flow.client_port, flow.remote_port
+                )
+            except struct.error:
+                self._refuse(f"the end of a session of {_address(client)} with impossible numbers")
+            else:
+                changes[FlowKey(key)] = None
+
+    def _claims_untrusted(self, message: pb.FeedMessage) -> Iterator[Claim]:
+        for claim in message.claims:
+            try:
+                yield self._claim_untrusted(claim)
+            except PeerFault as fault:
+                self._refuse(f"a claim of {claim.mac[:_MAC_SIZE].hex(':')}: {fault}")
+
+    def _claim_untrusted(self, claim: pb.Claim) -> Claim:
+        scope = self._scopes.get(NetworkName(claim.network))
+        if scope is None:
+            raise PeerFault(f"its network {claim.network!r:.40} isn't configured here")
+        if claim.generation >= GENERATION_LIMIT:
+            raise PeerFault("its generation is out of range")
+        if len(claim.addresses) > MAX_ADDRESSES:
+            raise PeerFault(f"{len(claim.addresses)} addresses, {MAX_ADDRESSES} may be claimed")
+        for address in claim.addresses:
+            if not scope.holds(address):
+                raise PeerFault(f"{_address(address)} can't be a client of {scope.name}")
+        return Claim(
+            network=scope.name,
+            mac=_mac_untrusted(claim.mac),
+            ap=self._peer,
+            generation=claim.generation,
+            addresses=frozenset(map(IPv4Address, claim.addresses)),
+            released=claim.released,
+        )
+
+    def _refuse(self, what: str, count: int = 1) -> None:
+        self.refused += count
+        self._unlogged += count
+        now = self._now()
+        if now >= self._quiet_until:
+            _log.warning(
+                "peer %s: refused %d statements it may not make; the latest: %s",
+                self._peer,
+                self._unlogged,
+                what,
+            )
+            self._quiet_until = now + LOG_INTERVAL_S
+            self._unlogged = 0
+
+
+def delta_message(ap: ApId, epoch: int, delta: FeedDelta) -> pb.FeedMessage:
+    """`delta` of the feed of `ap`, for its subscribers."""
+    return pb.FeedMessage(
+        kind=pb.FeedMessage.KIND_DELTA,
+        ap=ap,
+        protocol_version=PROTOCOL_VERSION,
+        epoch=epoch,
+        follows=delta.follows,
+        sequence=delta.sequence,
+        clock=delta.clock,
+        tables=[_table(name, changes) for name, changes in delta.tables.items()],
+        claims=[_claim(claim) for claim in delta.claims],
+    )
+
+
+def snapshot_messages(ap: ApId, epoch: int, snapshot: FeedSnapshot) -> Iterator[pb.FeedMessage]:
+    """`snapshot` of the feed of `ap`, in messages of some hundred statements each."""
+    contents = snapshot.contents
+
+    def message(kind: pb.FeedMessage.Kind, table: pb.TableChanges | None = None) -> pb.FeedMessage:
+        return pb.FeedMessage(
+            kind=kind,
+            ap=ap,
+            protocol_version=PROTOCOL_VERSION,
+            epoch=epoch,
+            sequence=snapshot.sequence,
+            clock=contents.clock,
+            tables=[] if table is None else [table],
+        )
+
+    for name, sessions in contents.tables.items():
+        items = iter(sessions.items())
+        while part := dict(islice(items, MAX_CHANGES)):
+            yield message(pb.FeedMessage.KIND_SNAPSHOT_PART, _table(name, part))
+    claims = map(_claim, contents.claims)
+    while some := list(islice(claims, MAX_CHANGES)):
+        part_of_claims = message(pb.FeedMessage.KIND_SNAPSHOT_PART)
+        part_of_claims.claims.extend(some)
+        yield part_of_claims
+    yield message(pb.FeedMessage.KIND_SNAPSHOT_END)
+
+
+def _table(network: NetworkName, changes: SessionChanges) -> pb.TableChanges:
+    table = pb.TableChanges(network=network)
+    unpack_nat = _NAT.unpack
+    open_, close = table.opened.add, table.closed.add
+    for key, nat in changes.items():
+        if nat is None:
+            _fill(close(), key)
+        else:
+            session = open_()
+            session.nat_address, session.nat_port = unpack_nat(nat)
+            _fill(session.flow, key)
+    return table
+
+
+def _fill(flow: pb.FlowKey, key: FlowKey) -> None:
+    (
+        flow.client,
+        flow.remote,
+        flow.protocol,
+        flow.client_port,
+        flow.remote_port,
+    ) = _KEY.unpack(key)
+
+
+def _claim(claim: Claim) -> pb.Claim:
+    return pb.Claim(
+        network=claim.network,
+        mac=bytes.fromhex(claim.mac.replace(":", "")),
+        generation=claim.generation,
+        addresses=sorted(map(int, claim.addresses)),
+        released=claim.released,
+    )
+
+
+def _mac_untrusted(mac: bytes) -> Mac:
+    if len(mac) != _MAC_SIZE or mac[0] & _MAC_GROUP_BIT or not any(mac):
+        raise PeerFault("that is no unicast MAC address")
+    return Mac(mac.hex(":"))
+
+
+def _address(number: int) -> IPv4Address:
+    return IPv4Address(number)

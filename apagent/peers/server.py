@@ -1,0 +1,97 @@
+"""The serving side of the feed: each subscriber gets a snapshot where needed, then deltas."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+
+import grpc
+
+from apagent.config import Endpoint
+from apagent.core.feed import FeedLog
+from apagent.core.model import ApId
+from apagent.peers.convert import PROTOCOL_VERSION, delta_message, snapshot_messages
+from apagent.peers.credentials import server_port
+from apagent.peers.keepalive import KEEPALIVE, Keepalive
+from apagent.v1 import peer_pb2 as pb
+from apagent.v1 import peer_pb2_grpc
+
+MAX_SUBSCRIBERS = 256
+"""Feeds served at a time: more than a mark mask of 8 bits has room for peers."""
+
+_log = logging.getLogger(__name__)
+
+_Context = grpc.aio.ServicerContext[pb.WatchRequest, pb.FeedMessage]
+
+
+class _PeerFeed(peer_pb2_grpc.PeerFeedServicer):
+    """Streams a `FeedLog`. A subscriber that reads slowly holds up nobody but itself."""
+
+    def __init__(self, ap: ApId, log: FeedLog) -> None:
+        self._ap = ap
+        self._feed = log
+
+    async def Watch(  # noqa: N802 - the name in the proto file
+        self, request: pb.WatchRequest, context: _Context
+    ) -> AsyncIterator[pb.FeedMessage]:
+        if request.protocol_version < PROTOCOL_VERSION:
+            await context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"this agent speaks version {PROTOCOL_VERSION} of the feed, "
+                f"not {request.protocol_version}: bring both to the same release",
+            )
+        _log.info("peer %.40r subscribes from %s", request.subscriber, context.peer())
+        appended = asyncio.Event()
+        unsubscribe = self._feed.subscribe(appended.set)
+        try:
+            async for message in self._stream(request.epoch, request.sequence, appended):
+                yield message
+        finally:
+            unsubscribe()
+            _log.info("the feed of peer %.40r ended", request.subscriber)
+
+    async def _stream(
+        self, epoch: int, sequence: int, appended: asyncio.Event
+    ) -> AsyncIterator[pb.FeedMessage]:
+        feed = self._feed
+        while True:
+            appended.clear()
+            delta = feed.since(epoch, sequence)
+            if delta is None:
+                snapshot = feed.snapshot()
+                for message in snapshot_messages(self._ap, feed.epoch, snapshot):
+                    yield message
+                epoch, sequence = feed.epoch, snapshot.sequence
+            else:
+                yield delta_message(self._ap, epoch, delta)
+                sequence = delta.sequence
+            if sequence == feed.sequence:
+                await appended.wait()
+
+
+class PeerFeedServer:
+    """Serves this AP's feed at an endpoint.
+
+    Start it once the feed's contents are known: a peer believes what a snapshot leaves out to be
+    gone.
+    """
+
+    def __init__(
+        self, ap: ApId, log: FeedLog, endpoint: Endpoint, keepalive: Keepalive = KEEPALIVE
+    ) -> None:
+        self._endpoint = endpoint
+        self._server = grpc.aio.server(
+            options=keepalive.server_options, maximum_concurrent_rpcs=MAX_SUBSCRIBERS
+        )
+        peer_pb2_grpc.add_PeerFeedServicer_to_server(_PeerFeed(ap, log), self._server)
+
+    async def start(self) -> int:
+        """Listen; returns the port. Raises NeedsError where the endpoint can't be had."""
+        port = server_port(self._server, self._endpoint)
+        await self._server.start()
+        return port
+
+    async def stop(self) -> None:
+        """End every subscriber's stream and stop listening."""
+        await self._server.stop(grace=None)

@@ -1,0 +1,1 @@
+"""Generated from proto/apagent/v1 by scripts/proto: protocol buffers and gRPC stubs."""

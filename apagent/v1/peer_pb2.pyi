@@ -1,0 +1,100 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class WatchRequest(_message.Message):
+    __slots__ = ("subscriber", "epoch", "sequence", "protocol_version")
+    SUBSCRIBER_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    subscriber: str
+    epoch: int
+    sequence: int
+    protocol_version: int
+    def __init__(self, subscriber: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., protocol_version: _Optional[int] = ...) -> None: ...
+
+class FeedMessage(_message.Message):
+    __slots__ = ("kind", "epoch", "sequence", "clock", "tables", "claims", "ap", "protocol_version", "follows")
+    class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        KIND_UNSPECIFIED: _ClassVar[FeedMessage.Kind]
+        KIND_DELTA: _ClassVar[FeedMessage.Kind]
+        KIND_SNAPSHOT_PART: _ClassVar[FeedMessage.Kind]
+        KIND_SNAPSHOT_END: _ClassVar[FeedMessage.Kind]
+    KIND_UNSPECIFIED: FeedMessage.Kind
+    KIND_DELTA: FeedMessage.Kind
+    KIND_SNAPSHOT_PART: FeedMessage.Kind
+    KIND_SNAPSHOT_END: FeedMessage.Kind
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_FIELD_NUMBER: _ClassVar[int]
+    TABLES_FIELD_NUMBER: _ClassVar[int]
+    CLAIMS_FIELD_NUMBER: _ClassVar[int]
+    AP_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    FOLLOWS_FIELD_NUMBER: _ClassVar[int]
+    kind: FeedMessage.Kind
+    epoch: int
+    sequence: int
+    clock: int
+    tables: _containers.RepeatedCompositeFieldContainer[TableChanges]
+    claims: _containers.RepeatedCompositeFieldContainer[Claim]
+    ap: str
+    protocol_version: int
+    follows: int
+    def __init__(self, kind: _Optional[_Union[FeedMessage.Kind, str]] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., clock: _Optional[int] = ..., tables: _Optional[_Iterable[_Union[TableChanges, _Mapping]]] = ..., claims: _Optional[_Iterable[_Union[Claim, _Mapping]]] = ..., ap: _Optional[str] = ..., protocol_version: _Optional[int] = ..., follows: _Optional[int] = ...) -> None: ...
+
+class TableChanges(_message.Message):
+    __slots__ = ("network", "opened", "closed")
+    NETWORK_FIELD_NUMBER: _ClassVar[int]
+    OPENED_FIELD_NUMBER: _ClassVar[int]
+    CLOSED_FIELD_NUMBER: _ClassVar[int]
+    network: str
+    opened: _containers.RepeatedCompositeFieldContainer[Session]
+    closed: _containers.RepeatedCompositeFieldContainer[FlowKey]
+    def __init__(self, network: _Optional[str] = ..., opened: _Optional[_Iterable[_Union[Session, _Mapping]]] = ..., closed: _Optional[_Iterable[_Union[FlowKey, _Mapping]]] = ...) -> None: ...
+
+class FlowKey(_message.Message):
+    __slots__ = ("client", "remote", "protocol", "client_port", "remote_port")
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    REMOTE_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_PORT_FIELD_NUMBER: _ClassVar[int]
+    REMOTE_PORT_FIELD_NUMBER: _ClassVar[int]
+    client: int
+    remote: int
+    protocol: int
+    client_port: int
+    remote_port: int
+    def __init__(self, client: _Optional[int] = ..., remote: _Optional[int] = ..., protocol: _Optional[int] = ..., client_port: _Optional[int] = ..., remote_port: _Optional[int] = ...) -> None: ...
+
+class Session(_message.Message):
+    __slots__ = ("flow", "nat_address", "nat_port")
+    FLOW_FIELD_NUMBER: _ClassVar[int]
+    NAT_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    NAT_PORT_FIELD_NUMBER: _ClassVar[int]
+    flow: FlowKey
+    nat_address: int
+    nat_port: int
+    def __init__(self, flow: _Optional[_Union[FlowKey, _Mapping]] = ..., nat_address: _Optional[int] = ..., nat_port: _Optional[int] = ...) -> None: ...
+
+class Claim(_message.Message):
+    __slots__ = ("network", "mac", "generation", "addresses", "released")
+    NETWORK_FIELD_NUMBER: _ClassVar[int]
+    MAC_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    RELEASED_FIELD_NUMBER: _ClassVar[int]
+    network: str
+    mac: bytes
+    generation: int
+    addresses: _containers.RepeatedScalarFieldContainer[int]
+    released: bool
+    def __init__(self, network: _Optional[str] = ..., mac: _Optional[bytes] = ..., generation: _Optional[int] = ..., addresses: _Optional[_Iterable[int]] = ..., released: _Optional[bool] = ...) -> None: ...

@@ -1,0 +1,1 @@
+"""One suite a contract, against the fake and the real kernel."""

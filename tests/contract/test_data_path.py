@@ -1,0 +1,249 @@
+"""The contract of a `DataPath`, kept by the fake and by the real kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from ipaddress import IPv4Address
+
+import pytest
+
+from apagent.core.domain import Domain
+from apagent.core.model import Mac, NetworkName, socket_of
+from apagent.errors import KernelFault
+from apagent.kernel.linux import LinuxDataPath
+from apagent.kernel.port import Change, Counters, DataPath, NetworkDelta, NetworkState
+from tests.domains import ANN, ANN_IP, AP2, AP3, BEN, BEN_IP, LAN, domain, lan, tcp, udp
+from tests.fakes.kernel import FakeDataPath, FakeKernel
+
+DOMAIN = domain()
+ECHO = tcp(7)[:8] + b"\x01" + tcp(7)[9:11] + bytes(2)
+FLOWS = (tcp(1000), udp(2000), type(tcp(7))(ECHO))
+SOCKET = socket_of(udp(2000))
+
+Open = Callable[[], DataPath]
+
+
+@pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.netns)])
+def open_path(request: pytest.FixtureRequest) -> Iterator[Open]:
+    """Opens adapters on one kernel, as successive runs of an agent do."""
+    if request.param == "real":
+        request.getfixturevalue("access_point")
+    kernel = FakeKernel()
+    opened: list[DataPath] = []
+
+    def open_() -> DataPath:
+        for former in opened:
+            former.close()
+        opened[:] = [FakeDataPath(kernel) if request.param == "fake" else LinuxDataPath()]
+        return opened[0]
+
+    yield open_
+    for path in opened:
+        path.close()
+
+
+@pytest.fixture
+def path(open_path: Open) -> DataPath:
+    """A prepared data path."""
+    path = open_path()
+    path.prepare(DOMAIN)
+    return path
+
+
+def arrivals() -> NetworkDelta:
+    """Ann is served here, Ben by ap2, and each has a few flows."""
+    return NetworkDelta(
+        flows={flow: Change(None, AP2) for flow in FLOWS},
+        sockets={SOCKET: Change(None, AP3)},
+        elsewhere={BEN_IP: Change(None, True)},
+        routes={BEN_IP: Change(None, AP2)},
+        neighbours={ANN_IP: Change(None, ANN)},
+    )
+
+
+def arrived() -> NetworkState:
+    return NetworkState(
+        flows=dict.fromkeys(FLOWS, AP2),
+        sockets={SOCKET: AP3},
+        elsewhere={BEN_IP: True},
+        routes={BEN_IP: AP2},
+        neighbours={ANN_IP: ANN},
+    )
+
+
+def test_a_prepared_data_path_is_empty(path: DataPath) -> None:
+    assert path.read() == {LAN: NetworkState()}
+    assert path.counters() == Counters(0, 0)
+
+
+def test_nothing_is_read_or_applied_before_prepare(open_path: Open) -> None:
+    path = open_path()
+    with pytest.raises(RuntimeError, match="prepare"):
+        path.read()
+    with pytest.raises(RuntimeError, match="prepare"):
+        path.apply({LAN: arrivals()})
+
+
+def test_what_is_applied_is_read(path: DataPath) -> None:
+    path.apply({LAN: arrivals()})
+    assert path.read() == {LAN: arrived()}
+
+
+def test_values_are_replaced(path: DataPath) -> None:
+    path.apply({LAN: arrivals()})
+    path.apply(
+        {
+            LAN: NetworkDelta(
+                flows={flow: Change(AP2, AP3) for flow in FLOWS},
+                sockets={SOCKET: Change(AP3, AP2)},
+                routes={BEN_IP: Change(AP2, AP3)},
+                neighbours={ANN_IP: Change(ANN, BEN)},
+            )
+        }
+    )
+    state = path.read()[LAN]
+    assert state.flows == dict.fromkeys(FLOWS, AP3)
+    assert state.sockets == {SOCKET: AP2}
+    assert state.routes == {BEN_IP: AP3}
+    assert state.neighbours == {ANN_IP: BEN}
+    assert state.elsewhere == {BEN_IP: True}
+
+
+def test_values_are_deleted(path: DataPath) -> None:
+    path.apply({LAN: arrivals()})
+    path.apply(
+        {
+            LAN: NetworkDelta(
+                flows={flow: Change(AP2, None) for flow in FLOWS},
+                sockets={SOCKET: Change(AP3, None)},
+                elsewhere={BEN_IP: Change(True, None)},
+                routes={BEN_IP: Change(AP2, None)},
+                neighbours={ANN_IP: Change(ANN, None)},
+            )
+        }
+    )
+    assert path.read() == {LAN: NetworkState()}
+
+
+def test_a_roam_swaps_route_and_neighbour(path: DataPath) -> None:
+    path.apply({LAN: arrivals()})
+    path.apply(
+        {
+            LAN: NetworkDelta(
+                elsewhere={BEN_IP: Change(True, None), ANN_IP: Change(None, True)},
+                routes={BEN_IP: Change(AP2, None), ANN_IP: Change(None, AP3)},
+                neighbours={BEN_IP: Change(None, BEN), ANN_IP: Change(ANN, None)},
+            )
+        }
+    )
+    state = path.read()[LAN]
+    assert (state.routes, state.neighbours) == ({ANN_IP: AP3}, {BEN_IP: BEN})
+    assert state.elsewhere == {ANN_IP: True}
+
+
+def test_many_clients_at_once(path: DataPath) -> None:
+    addresses = [IPv4Address("10.77.4.0") + i for i in range(1200)]
+    macs = {a: Mac(f"02:00:00:01:{i >> 8:02x}:{i & 255:02x}") for i, a in enumerate(addresses)}
+    path.apply(
+        {
+            LAN: NetworkDelta(
+                routes={address: Change(None, AP2) for address in addresses},
+                neighbours={address: Change(None, mac) for address, mac in macs.items()},
+            )
+        }
+    )
+    state = path.read()[LAN]
+    assert state.routes == dict.fromkeys(addresses, AP2)
+    assert state.neighbours == macs
+
+
+def test_what_is_gone_already_may_be_removed(path: DataPath) -> None:
+    delta = NetworkDelta(routes={BEN_IP: Change(AP2, None)}, neighbours={ANN_IP: Change(ANN, None)})
+    path.apply({LAN: delta})
+    assert path.read() == {LAN: NetworkState()}
+
+
+def test_after_a_fault_read_leads_back(path: DataPath) -> None:
+    path.apply({LAN: arrivals()})
+    wrong = NetworkDelta(
+        flows={tcp(9): Change(AP2, None), tcp(10): Change(None, AP3)},
+        neighbours={BEN_IP: Change(None, BEN)},
+    )
+    with pytest.raises(KernelFault):
+        path.apply({LAN: wrong})
+    state = path.read()[LAN]
+    assert state.flows.items() >= arrived().flows.items()
+    assert state.neighbours.items() >= arrived().neighbours.items()
+    repair = NetworkDelta(
+        flows={tcp(10): Change(None, AP3)} if tcp(10) not in state.flows else {},
+        neighbours={BEN_IP: Change(None, BEN)} if BEN_IP not in state.neighbours else {},
+    )
+    path.apply({LAN: repair})
+    state = path.read()[LAN]
+    assert state.flows == {**arrived().flows, tcp(10): AP3}
+    assert state.neighbours == {ANN_IP: ANN, BEN_IP: BEN}
+
+
+def test_a_restarted_agent_finds_everything(open_path: Open, path: DataPath) -> None:
+    path.apply({LAN: arrivals()})
+    restarted = open_path()
+    assert restarted.anchor_numbers(DOMAIN.table) == {AP2: 1, AP3: 2}
+    restarted.prepare(DOMAIN)
+    assert restarted.read() == {LAN: arrived()}
+
+
+def test_no_table_no_anchor_numbers(open_path: Open) -> None:
+    assert open_path().anchor_numbers(DOMAIN.table) == {}
+
+
+def test_what_leads_to_a_former_peer_can_be_removed(open_path: Open, path: DataPath) -> None:
+    path.apply({LAN: arrivals()})
+    path = open_path()
+    path.prepare(replace(DOMAIN, peers=DOMAIN.peers[1:]))
+    state = path.read()[LAN]
+    assert state.routes == {}
+    assert state.sockets == {SOCKET: AP3}
+    assert not {AP2, AP3} & set(state.flows.values())
+    path.apply({LAN: NetworkDelta(flows={f: Change(ap, None) for f, ap in state.flows.items()})})
+    assert path.read()[LAN].flows == {}
+
+
+def test_a_second_network_comes_and_goes(open_path: Open, path: DataPath) -> None:
+    path.apply({LAN: arrivals()})
+    two = replace(DOMAIN, networks=(lan(), replace(lan("zoo", "10.78.0.0/16", 78))))
+    path = open_path()
+    path.prepare(two)
+    guests = NetworkDelta(routes={IPv4Address("10.78.0.9"): Change(None, AP3)})
+    path.apply({NetworkName("zoo"): guests})
+    assert path.read()[NetworkName("zoo")].routes == {IPv4Address("10.78.0.9"): AP3}
+    path = open_path()
+    path.prepare(DOMAIN)
+    assert path.read() == {LAN: arrived()}
+
+
+def test_forgetting_an_unknown_client_is_no_fault(path: DataPath) -> None:
+    path.forget_clients(LAN, [ANN, BEN])
+
+
+def test_remove_is_idempotent(path: DataPath) -> None:
+    path.apply({LAN: arrivals()})
+    assert path.remove(DOMAIN)
+    assert path.remove(DOMAIN) == []
+    assert path.anchor_numbers(DOMAIN.table) == {}
+
+
+def test_remove_after_a_restart_and_prepare_after_remove(open_path: Open, path: DataPath) -> None:
+    path.apply({LAN: arrivals()})
+    path = open_path()
+    assert path.remove(DOMAIN)
+    path.prepare(DOMAIN)
+    assert path.read() == {LAN: NetworkState()}
+
+
+@pytest.mark.parametrize("peers", [0, 1, 2])
+def test_any_number_of_peers(open_path: Open, peers: int) -> None:
+    small: Domain = replace(DOMAIN, peers=DOMAIN.peers[:peers])
+    path = open_path()
+    path.prepare(small)
+    assert path.anchor_numbers(DOMAIN.table) == {p.id: p.number for p in small.peers}

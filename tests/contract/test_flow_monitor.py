@@ -1,0 +1,247 @@
+"""The contract of a `FlowMonitor`, kept by the fake and by the real kernel with real traffic."""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Iterator
+from ipaddress import IPv4Address
+from typing import Protocol
+
+import pytest
+
+from apagent.core.events import FlowsChanged
+from apagent.core.model import ICMP, TCP, UDP, Flow, FlowKey, Nat, Sessions, Translation
+from apagent.errors import EventsLost
+from apagent.kernel import conntrack
+from apagent.kernel.conntrack import LinuxFlowMonitor
+from apagent.kernel.port import FlowMonitor
+from tests.contract.conftest import run
+from tests.contract.flow_support import (
+    CLIENT,
+    FORWARDED,
+    OTHER_CLIENT,
+    OUTSIDE,
+    SERVER,
+    Router,
+    routed,
+)
+from tests.domains import LAN, lan
+from tests.fakes.kernel import FakeFlowMonitor
+
+NETWORKS = (lan(), lan("zoo", "10.79.0.0/16"))
+
+
+class Kernel(Protocol):
+    """What makes flows, and the monitor that watches it."""
+
+    @property
+    def monitor(self) -> FlowMonitor: ...
+
+    def open(self, protocol: int, port: int) -> FlowKey: ...
+
+    def close(self, flow: FlowKey) -> None: ...
+
+    def overflow(self) -> None:
+        """Lose events, of flows that are all open."""
+
+
+class Fake:
+    def __init__(self) -> None:
+        self.monitor = FakeFlowMonitor()
+
+    def open(self, protocol: int, port: int) -> FlowKey:
+        flow = Flow(protocol, CLIENT, port, SERVER, {ICMP: 0, TCP: 80, UDP: 53}[protocol]).key
+        self.monitor.open_flow(LAN, flow, translated(port))
+        return flow
+
+    def close(self, flow: FlowKey) -> None:
+        self.monitor.close_flow(LAN, flow)
+
+    def overflow(self) -> None:
+        self.open(UDP, 7000)
+        self.monitor.lose_events()
+
+
+class Real:
+    def __init__(self, router: Router, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._router = router
+        self._monkeypatch = monkeypatch
+        self.monitor = LinuxFlowMonitor(NETWORKS)
+        self.open = router.open
+        self.close = router.close
+
+    def overflow(self) -> None:
+        self._monkeypatch.setattr(conntrack, "WANTED_BUFFER", 4096)
+        self.monitor.close()
+        self.monitor = LinuxFlowMonitor(NETWORKS)
+        for port in range(7000, 7040):
+            self.open(UDP, port)
+
+
+@pytest.fixture
+def router() -> Iterator[Router]:
+    with routed() as router:
+        yield router
+
+
+@pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.netns)])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
+    kernel: Kernel = Fake()
+    if request.param == "real":
+        kernel = Real(request.getfixturevalue("router"), monkeypatch)
+    yield kernel
+    kernel.monitor.close()
+
+
+@pytest.fixture
+def monitor(router: Router) -> Iterator[LinuxFlowMonitor]:
+    monitor = LinuxFlowMonitor(NETWORKS)
+    yield monitor
+    monitor.close()
+
+
+def translated(port: int) -> Nat:
+    """Masquerading keeps a port that is free."""
+    return Translation(OUTSIDE, port).packed
+
+
+def changed(monitor: FlowMonitor) -> dict[FlowKey, Nat | None]:
+    """The only network's changes."""
+    [batch] = monitor.read()
+    assert batch.network == LAN
+    return dict(batch.changes)
+
+
+def readable(monitor: FlowMonitor) -> bool:
+    return bool(select.select([monitor], [], [], 0)[0])
+
+
+def sessions(monitor: FlowMonitor) -> Sessions:
+    tables = monitor.dump()
+    assert not any(table for name, table in tables.items() if name != LAN)
+    return tables.get(LAN, {})
+
+
+# Both kernels
+
+
+def test_nothing_happens_to_an_idle_kernel(kernel: Kernel) -> None:
+    assert not readable(kernel.monitor)
+    assert kernel.monitor.read() == []
+    assert sessions(kernel.monitor) == {}
+
+
+@pytest.mark.parametrize("protocol", [TCP, UDP, ICMP])
+def test_a_flow_opens_and_closes(kernel: Kernel, protocol: int) -> None:
+    flow = kernel.open(protocol, 4242)
+    assert readable(kernel.monitor)
+    assert changed(kernel.monitor) == {flow: translated(4242)}
+    assert sessions(kernel.monitor) == {flow: translated(4242)}
+    kernel.close(flow)
+    assert readable(kernel.monitor)
+    assert changed(kernel.monitor) == {flow: None}
+    assert sessions(kernel.monitor) == {}
+    assert not readable(kernel.monitor)
+
+
+def test_a_batch_holds_the_net_effect(kernel: Kernel) -> None:
+    gone, back, fresh = (kernel.open(UDP, port) for port in (5001, 5002, 5003))
+    kernel.close(gone)
+    kernel.close(back)
+    assert kernel.open(UDP, 5002) == back
+    assert changed(kernel.monitor) == {
+        gone: None,
+        back: translated(5002),
+        fresh: translated(5003),
+    }
+
+
+def test_after_an_overflow_the_dump_tells_all(kernel: Kernel) -> None:
+    kernel.overflow()
+    with pytest.raises(EventsLost):
+        kernel.monitor.read()
+    assert kernel.monitor.read() == []
+    assert Flow(UDP, CLIENT, 7000, SERVER, 53).key in sessions(kernel.monitor)
+    flow = kernel.open(UDP, 6000)
+    assert changed(kernel.monitor) == {flow: translated(6000)}
+
+
+# The real one
+
+
+@pytest.mark.netns
+def test_a_port_that_is_taken_becomes_another(router: Router, monitor: LinuxFlowMonitor) -> None:
+    first = router.open(UDP, 4242)
+    second = router.open(UDP, 4242, client=OTHER_CLIENT)
+    flows = changed(monitor)
+    assert flows == {first: router.translation(first), second: router.translation(second)}
+    assert flows[first] != flows[second]
+
+
+@pytest.mark.netns
+def test_two_pings_of_one_identifier_are_told_apart(
+    router: Router, monitor: LinuxFlowMonitor
+) -> None:
+    first = router.open(ICMP, 4242)
+    second = router.open(ICMP, 4242, client=OTHER_CLIENT)
+    flows = changed(monitor)
+    assert flows == {first: router.translation(first), second: router.translation(second)}
+    assert flows[first] != flows[second]
+
+
+@pytest.mark.netns
+def test_the_key_is_what_the_client_sends(router: Router, monitor: LinuxFlowMonitor) -> None:
+    """The destination is translated too, to an address and port that the client doesn't know."""
+    run("ip", "neigh", "replace", str(FORWARDED), "lladdr", "02:00:00:00:00:01", "dev", "wan")
+    flow = router.open(UDP, 4242, server=FORWARDED)
+    assert changed(monitor) == {flow: translated(4242)}
+
+
+@pytest.mark.netns
+def test_flows_that_are_not_ours_are_left_out(router: Router, monitor: LinuxFlowMonitor) -> None:
+    router.open(UDP, 4242, client=IPv4Address("10.78.0.1"))  # no network's client
+    router.open(UDP, 4243, server=IPv4Address("10.77.0.1"))  # to the router: not translated
+    assert readable(monitor)
+    assert monitor.read() == []
+    assert sessions(monitor) == {}
+
+
+@pytest.mark.netns
+def test_one_read_is_bounded(
+    router: Router, monitor: LinuxFlowMonitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conntrack, "EVENTS_PER_READ", 2)
+    flows = [router.open(UDP, port) for port in (5001, 5002, 5003)]
+    assert list(changed(monitor)) == flows[:2]
+    assert readable(monitor)
+    assert list(changed(monitor)) == flows[2:]
+
+
+@pytest.mark.netns
+def test_what_waits_from_before_an_overflow_is_thrown_away(
+    router: Router, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else an opening whose end was lost would be applied after the dump, and stay."""
+    monkeypatch.setattr(conntrack, "WANTED_BUFFER", 4096)
+    monitor = LinuxFlowMonitor(NETWORKS)
+    flows = [router.open(UDP, port) for port in range(7000, 7040)]
+    router.close(flows[0])
+    with pytest.raises(EventsLost):
+        monitor.read()
+    assert monitor.read() == []
+    assert sessions(monitor) == {flow: translated(Flow.of(flow).client_port) for flow in flows[1:]}
+    monitor.close()
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize(("mode", "reported"), [(2, False), (1, True)])
+def test_who_hears_of_the_end_of_a_flow_that_is_older_than_the_monitor(
+    router: Router, mode: int, reported: bool
+) -> None:
+    """A fact about the kernel: see the module's text on nf_conntrack_events."""
+    run("sysctl", "-qw", f"net.netfilter.nf_conntrack_events={mode}")
+    flow = router.open(UDP, 4242)
+    monitor = LinuxFlowMonitor(NETWORKS)
+    router.close(flow)
+    assert monitor.read() == ([FlowsChanged(LAN, {flow: None})] if reported else [])
+    monitor.close()

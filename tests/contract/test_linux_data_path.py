@@ -1,0 +1,234 @@
+"""What only a real kernel can show: objects that stay the same, objects of others untouched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import IPv4Address
+
+import pytest
+
+from apagent.errors import KernelFault
+from apagent.kernel.linux import LinuxDataPath
+from apagent.kernel.needs import underlay_mtu
+from apagent.kernel.port import Change, NetworkDelta
+from tests.contract.conftest import AccessPoint, run
+from tests.contract.test_data_path import arrivals
+from tests.domains import ANN, ANN_IP, AP2, BEN, BEN_IP, LAN, domain, lan
+
+pytestmark = pytest.mark.netns
+
+DOMAIN = domain()
+DEVICE = "apv-lan"
+
+FOREIGN = """
+rule add priority 700 from 192.0.2.0/24 lookup 99
+rule add priority 700 iif br-lan fwmark 0x1000000/0xff000000 lookup 77001
+rule add priority 701 to 10.77.0.0/16 lookup 77000 protocol 99
+route add 192.0.2.0/24 via 10.99.0.2
+route add 192.0.2.0/24 via 10.99.0.2 table 77000 proto 99
+route add 192.0.3.0/24 via 10.99.0.2 table 99 proto 176
+address add 192.0.2.1/32 dev br-lan
+neighbour add 10.77.9.9 lladdr 02:00:00:00:09:09 dev br-lan nud permanent
+neighbour add 10.77.9.8 lladdr 02:00:00:00:09:08 dev br-lan nud permanent protocol 99
+link add vx type vxlan id 99 local 10.99.0.1 dstport 4789
+link add apv-else type bridge
+"""
+
+
+@pytest.fixture
+def path(access_point: AccessPoint) -> Iterator[LinuxDataPath]:
+    path = LinuxDataPath()
+    yield path
+    path.close()
+
+
+def without_ids(snapshot: dict[str, str]) -> dict[str, str]:
+    """A snapshot without the handles of rules, which count on."""
+    return snapshot | {"ruleset": run("nft", "list", "ruleset")}
+
+
+def test_preparing_twice_touches_nothing(path: LinuxDataPath, access_point: AccessPoint) -> None:
+    path.prepare(DOMAIN)
+    path.apply({LAN: arrivals()})
+    before = access_point.snapshot()
+    assert path.prepare(DOMAIN) == []
+    assert access_point.snapshot() == before
+
+
+def test_a_restarted_agent_touches_nothing(path: LinuxDataPath, access_point: AccessPoint) -> None:
+    path.prepare(DOMAIN)
+    path.apply({LAN: arrivals()})
+    path.close()
+    before = access_point.snapshot()
+    restarted = LinuxDataPath()
+    try:
+        restarted.prepare(DOMAIN)
+        after = access_point.snapshot()
+    finally:
+        restarted.close()
+    assert after | {"ruleset": ""} == before | {"ruleset": ""}
+    for line in before["ruleset"].splitlines():
+        if not line.startswith("table"):
+            assert line in after["ruleset"]
+
+
+def test_what_is_not_ours_is_spared(path: LinuxDataPath, access_point: AccessPoint) -> None:
+    run("ip", "-batch", "-", stdin=FOREIGN)
+    run("nft", "add table inet fw4; add chain inet fw4 c { type filter hook forward priority 0; }")
+    before = without_ids(access_point.snapshot())
+    path.prepare(DOMAIN)
+    path.apply({LAN: arrivals()})
+    between = access_point.snapshot()
+    for part in ("rules", "routes", "neighbours", "fdb", "links", "tunnels", "addresses"):
+        assert set(before[part].splitlines()) <= set(between[part].splitlines()), part
+    path.remove(DOMAIN)
+    assert without_ids(access_point.snapshot()) == before
+
+
+def test_a_changed_underlay_makes_the_device_anew(
+    path: LinuxDataPath, access_point: AccessPoint
+) -> None:
+    path.prepare(DOMAIN)
+    moved = replace(DOMAIN, me=replace(DOMAIN.me, underlay=IPv4Address("10.99.0.77")))
+    path.prepare(moved)
+    assert "local 10.99.0.77" in run("ip", "-d", "link", "show", DEVICE)
+    assert "default via 100.127.0.2" in run("ip", "route", "show", "table", "77001")
+
+
+def test_a_changed_mtu_keeps_the_device(path: LinuxDataPath, access_point: AccessPoint) -> None:
+    path.prepare(DOMAIN)
+    path.apply({LAN: arrivals()})
+    run("ip", "link", "set", DEVICE, "address", "02:00:00:00:00:99")
+    index = run("ip", "-o", "link", "show", DEVICE).split(":")[0]
+    path.prepare(replace(DOMAIN, tunnel_mtu=1400))
+    link = run("ip", "-o", "link", "show", DEVICE)
+    assert link.split(":")[0] == index
+    assert "mtu 1400" in link
+    assert DOMAIN.me.tunnel_mac in link
+    assert path.read()[LAN].routes == {BEN_IP: AP2}
+
+
+def test_damage_is_repaired(path: LinuxDataPath, access_point: AccessPoint) -> None:
+    path.prepare(DOMAIN)
+    before = access_point.snapshot()
+    run(
+        "ip",
+        "-batch",
+        "-",
+        stdin=f"""
+rule del priority 701
+rule add priority 700 iif br-lan fwmark 0x9000000/0xff000000 lookup 77009 protocol 176
+route del default table 77001
+route replace default via 100.127.0.9 dev {DEVICE} onlink table 77002 proto 176
+route add 10.77.5.5 via 100.127.0.9 dev {DEVICE} onlink table 77000 proto 176
+address add 100.127.0.99/32 dev {DEVICE}
+address del 100.127.0.1/32 dev {DEVICE}
+neighbour replace 100.127.0.2 lladdr 02:00:00:00:00:98 dev {DEVICE} nud permanent
+neighbour add 100.127.0.98 lladdr 02:00:00:00:00:98 dev {DEVICE} nud permanent
+""",
+    )
+    run("bridge", "fdb", "replace", DOMAIN.peers[0].tunnel_mac, "dev", DEVICE, "dst", "10.99.0.98")
+    run("bridge", "fdb", "add", "02:00:00:00:00:98", "dev", DEVICE, "dst", "10.99.0.98")
+    run("sysctl", "-q", f"net.ipv4.conf.{DEVICE}.rp_filter=1")
+    path.prepare(DOMAIN)
+    after = access_point.snapshot()
+    assert {part: sorted(text.split("\n")) for part, text in after.items()} == {
+        part: sorted(text.split("\n")) for part, text in before.items()
+    }
+    assert run("sysctl", "-n", f"net.ipv4.conf.{DEVICE}.rp_filter") == "2\n"
+
+
+def test_tables_of_other_numbers_are_cleared(path: LinuxDataPath) -> None:
+    path.prepare(DOMAIN)
+    path.prepare(replace(DOMAIN, route_table_base=88000))
+    assert "77" not in {r.split("lookup ")[1][:2] for r in run("ip", "rule").splitlines()}
+    assert "table 77" not in run("ip", "-4", "route", "show", "table", "all", "proto", "176")
+
+
+def test_a_device_of_our_name_that_is_not_ours(path: LinuxDataPath) -> None:
+    run("ip", "link", "add", DEVICE, "type", "bridge")
+    with pytest.raises(KernelFault, match=r"apv-lan exists and is not a VXLAN.*device_prefix"):
+        path.prepare(DOMAIN)
+
+
+def test_a_foreign_device_with_our_vni(path: LinuxDataPath) -> None:
+    run("ip", "-batch", "-", stdin="link add vx type vxlan id 77 local 10.99.0.1 dstport 4789")
+    with pytest.raises(KernelFault, match=r"apv-lan \(VNI 77.*already exists"):
+        path.prepare(DOMAIN)
+
+
+def test_a_missing_client_interface_is_named(path: LinuxDataPath) -> None:
+    path.prepare(DOMAIN)
+    run("ip", "link", "del", "br-lan")
+    with pytest.raises(KernelFault, match=r"client interface of network lan.*br-lan"):
+        path.apply({LAN: NetworkDelta(neighbours={ANN_IP: Change(None, ANN)})})
+    assert path.remove(DOMAIN)
+
+
+def test_sysctls_that_change_are_said(path: LinuxDataPath) -> None:
+    run("sysctl", "-q", "net.ipv4.conf.br-lan.rp_filter=1", "net.netfilter.nf_conntrack_events=2")
+    assert sorted(path.prepare(DOMAIN)) == [
+        "net.ipv4.conf.br-lan.rp_filter: 1 -> 2",
+        "net.netfilter.nf_conntrack_events: 2 -> 1",
+    ]
+    assert path.prepare(DOMAIN) == []
+
+
+def test_clients_are_forgotten_on_any_port(path: LinuxDataPath, access_point: AccessPoint) -> None:
+    path.prepare(DOMAIN)
+    access_point.send_arp(ANN, ANN_IP)
+    access_point.send_arp(BEN, BEN_IP, port=1)
+    run("bridge", "fdb", "add", "02:00:00:00:00:77", "dev", "port1", "master", "static")
+    path.forget_clients(LAN, [ANN, BEN])
+    assert ANN not in run("bridge", "fdb") + run("ip", "neighbour")
+    assert BEN not in run("bridge", "fdb") + run("ip", "neighbour")
+    path.apply({LAN: NetworkDelta(neighbours={ANN_IP: Change(None, ANN)})})
+    path.forget_clients(LAN, [ANN, ANN])
+    assert path.read()[LAN].neighbours == {ANN_IP: ANN}
+
+
+def test_a_device_that_went_down_is_set_up_again(path: LinuxDataPath) -> None:
+    path.prepare(DOMAIN)
+    run("ip", "link", "set", DEVICE, "down")
+    path.prepare(DOMAIN)
+    assert "default via 100.127.0.3" in run("ip", "route", "show", "table", "77002")
+    assert "100.127.0.3 lladdr" in run("ip", "neighbour", "show", "dev", DEVICE)
+
+
+def test_clients_are_forgotten_without_a_bridge(path: LinuxDataPath) -> None:
+    plain = replace(DOMAIN, networks=(replace(lan(), client_interface="underlay"),))
+    path.prepare(plain)
+    run(*f"ip neighbour add {ANN_IP} lladdr {ANN} dev underlay nud stale".split())
+    path.forget_clients(LAN, [ANN])
+    assert ANN not in run("ip", "neighbour")
+
+
+def test_a_resolved_neighbour_becomes_ours(path: LinuxDataPath, access_point: AccessPoint) -> None:
+    path.prepare(DOMAIN)
+    access_point.send_arp(ANN, ANN_IP)
+    path.apply({LAN: NetworkDelta(neighbours={ANN_IP: Change(None, ANN)})})
+    assert path.read()[LAN].neighbours == {ANN_IP: ANN}
+
+
+def test_needs_are_named(path: LinuxDataPath) -> None:
+    before = run("ip", "link")
+    other = replace(lan(), uplink="nowhere", client_interface="br-none")
+    run("sysctl", "-q", "net.ipv4.ip_forward=0")
+    missing = path.missing_needs(replace(DOMAIN, networks=(other,)))
+    assert [line.split(":")[0] for line in missing] == [
+        "IPv4 forwarding is off",
+        "networks[0].client_interface",
+        "networks[0].uplink",
+    ]
+    assert "br-none" in missing[1]
+    run("sysctl", "-q", "net.ipv4.ip_forward=1")
+    assert path.missing_needs(DOMAIN) == []
+    assert run("ip", "link") == before
+
+
+def test_the_underlay_says_its_mtu(access_point: AccessPoint) -> None:
+    run("ip", "link", "set", "underlay", "mtu", "1480")
+    assert underlay_mtu(IPv4Address("10.99.0.1")) == 1480
+    with pytest.raises(KernelFault, match=r"^tunnel\.underlay: .*10\.99\.0\.5"):
+        underlay_mtu(IPv4Address("10.99.0.5"))

@@ -1,0 +1,483 @@
+"""The nftables table on the real kernel: what it looks like, who may change it, what it does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from ipaddress import IPv4Address
+
+import pytest
+
+from apagent.core.domain import Domain
+from apagent.core.model import ApId, Flow, FlowKey, NetworkName, socket_of
+from apagent.errors import KernelFault
+from apagent.kernel.nft import NftTable
+from apagent.kernel.port import Change, Counters, NetworkDelta, NetworkState
+from tests.contract.conftest import GATEWAY_MAC, AccessPoint, run
+from tests.contract.conftest import _checksum as checksum
+from tests.domains import ANN, ANN_IP, AP2, AP3, BEN_IP, LAN, domain, lan, tcp, udp
+
+pytestmark = [pytest.mark.netns, pytest.mark.usefixtures("access_point")]
+
+DOMAIN = domain()
+NAT_ADDRESS = IPv4Address("203.0.113.77")
+TWO_NETWORKS = domain(
+    networks=(lan(), replace(lan("zoo", "10.78.16.0/20", 78), nat_address=NAT_ADDRESS))
+)
+ECHO = Flow(1, ANN_IP, 77, IPv4Address("198.51.100.10"), 0).key
+UNKNOWN = ApId("#2")
+STATE = NetworkState(
+    flows={tcp(1000): AP2, udp(2000): AP3, ECHO: AP2},
+    sockets={socket_of(udp(2000)): AP3},
+    elsewhere={BEN_IP: True},
+)
+
+
+@pytest.fixture
+def open_table() -> Iterator[Callable[[], NftTable]]:
+    """Opens tables as successive runs of an agent do: the former's socket is closed."""
+    opened: list[NftTable] = []
+
+    def open_() -> NftTable:
+        for former in opened:
+            former.close()
+        opened[:] = [NftTable()]
+        return opened[0]
+
+    yield open_
+    for table in opened:
+        table.close()
+
+
+@pytest.fixture
+def table(open_table: Callable[[], NftTable]) -> NftTable:
+    table = open_table()
+    table.prepare(DOMAIN)
+    return table
+
+
+def arrivals(state: NetworkState = STATE) -> NetworkDelta:
+    """The delta from nothing to `state`."""
+    return NetworkDelta(
+        flows={flow: Change(None, anchor) for flow, anchor in state.flows.items()},
+        sockets={socket: Change(None, anchor) for socket, anchor in state.sockets.items()},
+        elsewhere={address: Change(None, True) for address in state.elsewhere},
+    )
+
+
+def ruleset(*options: str) -> str:
+    return run("nft", *options, "list", "ruleset")
+
+
+def chain(name: str, *options: str) -> list[str]:
+    """The lines between a chain's braces, without the fingerprint."""
+    lines = run("nft", *options, "list", "chain", "inet", "apagent", name).splitlines()[2:-2]
+    return [line.strip().partition(' comment "apagent ')[0] for line in lines]
+
+
+def refused(*argv: str) -> str:
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    return done.stderr
+
+
+# What it looks like
+
+
+def test_rules_read_as_they_are_meant(table: NftTable) -> None:
+    table.prepare(TWO_NETWORKS)
+    assert chain("anchor_ap2") == [
+        "meta mark set meta mark & 0x01ffffff | 0x01000000",
+        "notrack",
+        "accept",
+    ]
+    assert chain("zoo_from_client") == [
+        "ip saddr != 10.78.16.0/20 return",
+        "ip saddr @zoo_elsewhere limit rate 100/second burst 50 packets log group 77 snaplen 64",
+        "meta priority set ip saddr . udp sport map @zoo_sockets",
+        "meta priority set ip saddr . ip daddr . meta l4proto . th sport . th dport map @zoo_flows",
+        "icmp type echo-request meta priority set ip saddr . ip daddr . icmp id map @zoo_echoes",
+        "meta priority vmap @zoo_anchors",
+    ]
+    assert chain("lan_from_tunnel") == ["ip daddr 10.77.0.0/16 notrack"]
+    assert chain("mss_clamp") == [
+        "ip saddr 10.77.0.0/16 tcp option maxseg size set 1410",
+        "ip daddr 10.77.0.0/16 tcp option maxseg size set 1410",
+        "ip saddr 10.78.16.0/20 tcp option maxseg size set 1410",
+        "ip daddr 10.78.16.0/20 tcp option maxseg size set 1410",
+    ]
+
+
+def test_base_chains_hang_where_they_should(table: NftTable) -> None:
+    table.prepare(TWO_NETWORKS)
+    assert chain("prerouting") == [
+        "type filter hook prerouting priority raw; policy accept;",
+        'iifname "br-lan" jump lan_from_client',
+        'iifname "apv-lan" jump lan_from_tunnel',
+        'iifname "br-zoo" jump zoo_from_client',
+        'iifname "apv-zoo" jump zoo_from_tunnel',
+    ]
+    assert chain("forward")[:3] == [
+        "type filter hook forward priority mangle; policy accept;",
+        "tcp flags syn / syn,rst jump mss_clamp",
+        (
+            'oifname "wan" ip saddr 10.77.0.0/16 ct state new tcp flags != syn / fin,syn,rst,ack'
+            ' counter name "reset_packets" reject with tcp reset'
+        ),
+    ]
+    assert chain("srcnat") == [
+        "type nat hook postrouting priority srcnat - 10; policy accept;",
+        'oifname "wan" ip saddr 10.77.0.0/16 masquerade',
+        f'oifname "wan" ip saddr 10.78.16.0/20 snat ip to {NAT_ADDRESS}',
+    ]
+    assert chain("leak_guard")[:2] == [
+        "type filter hook postrouting priority 300; policy accept;",
+        'oifname "wan" ip saddr 10.77.0.0/16 counter name "leaked_packets" drop',
+    ]
+
+
+def test_elements_read_as_they_are_meant(table: NftTable) -> None:
+    table.apply(DOMAIN, {LAN: arrivals()})
+    text = " ".join(ruleset().split())
+    assert "10.77.1.1 . 198.51.100.10 . tcp . 1000 . 80 : 6170:1" in text
+    assert "10.77.1.1 . 198.51.100.10 . 77 : 6170:1" in text
+    assert "elements = { 10.77.1.1 . 2000 : 6170:2 }" in text
+    assert "elements = { 10.77.1.2 }" in text
+    assert "elements = { 6170:1 : goto anchor_ap2, 6170:2 : goto anchor_ap3 }" in text
+
+
+def test_the_listing_is_a_ruleset_that_nft_loads(table: NftTable) -> None:
+    table.prepare(TWO_NETWORKS)
+    table.apply(TWO_NETWORKS, {LAN: arrivals()})
+    listed = ruleset().replace("\tflags owner\n\n", "").replace(" # progname python3", "")
+    listed = "\n".join(line.partition(" # progname")[0] for line in listed.splitlines()) + "\n"
+    again = run("unshare", "--net", "sh", "-c", "nft -f - && nft list ruleset", stdin=listed)
+    assert again == listed
+
+
+# Elements
+
+
+def test_what_is_applied_is_read(table: NftTable) -> None:
+    assert table.read(DOMAIN) == {LAN: NetworkState()}
+    table.apply(DOMAIN, {LAN: arrivals()})
+    assert table.read(DOMAIN) == {LAN: STATE}
+
+
+def test_values_change_and_elements_go(table: NftTable) -> None:
+    table.apply(DOMAIN, {LAN: arrivals()})
+    socket = socket_of(udp(2000))
+    changes = NetworkDelta(
+        flows={tcp(1000): Change(AP2, AP3), ECHO: Change(AP2, None)},
+        sockets={socket: Change(AP3, AP2)},
+        elsewhere={BEN_IP: Change(True, None)},
+    )
+    table.apply(DOMAIN, {LAN: changes})
+    assert table.read(DOMAIN) == {
+        LAN: NetworkState(flows={tcp(1000): AP3, udp(2000): AP3}, sockets={socket: AP2})
+    }
+
+
+def test_networks_are_kept_apart(table: NftTable) -> None:
+    table.prepare(TWO_NETWORKS)
+    zoo = NetworkState(flows={tcp(5): AP3})
+    table.apply(TWO_NETWORKS, {LAN: arrivals(), NetworkName("zoo"): arrivals(zoo)})
+    assert table.read(TWO_NETWORKS) == {LAN: STATE, "zoo": zoo}
+
+
+def test_a_change_that_believes_wrongly_is_refused_whole(table: NftTable) -> None:
+    changes = NetworkDelta(flows={tcp(1): Change(None, AP2), tcp(2): Change(AP2, None)})
+    with pytest.raises(KernelFault, match=r"elements of inet apagent lan_flows: .*ENOENT"):
+        table.apply(DOMAIN, {LAN: changes})
+    assert table.read(DOMAIN) == {LAN: NetworkState()}
+
+
+def test_a_hundred_thousand_flows_are_applied_and_read(table: NftTable) -> None:
+    flows = {
+        Flow(6, ANN_IP, 1024 + n % 1000, IPv4Address("198.51.100.0") + n // 1000, 80).key: AP2
+        for n in range(100_000)
+    }
+    table.apply(DOMAIN, {LAN: arrivals(NetworkState(flows=flows))})
+    assert table.read(DOMAIN)[LAN].flows == flows
+
+
+# Adoption
+
+
+def test_preparing_again_touches_nothing(table: NftTable) -> None:
+    table.apply(DOMAIN, {LAN: arrivals()})
+    before = ruleset("--handle")
+    table.prepare(DOMAIN)
+    assert ruleset("--handle") == before
+
+
+def test_the_next_run_adopts_all(open_table: Callable[[], NftTable]) -> None:
+    first = open_table()
+    assert first.anchor_numbers(DOMAIN.table) == {}
+    first.prepare(DOMAIN)
+    first.apply(DOMAIN, {LAN: arrivals()})
+    before = ruleset("--handle")
+    second = open_table()
+    assert second.anchor_numbers(DOMAIN.table) == {AP2: 1, AP3: 2}
+    second.prepare(DOMAIN)
+    assert ruleset("--handle") == before
+    assert second.read(DOMAIN) == {LAN: STATE}
+
+
+def test_a_vanished_peer_leaves_only_elements_behind(table: NftTable) -> None:
+    table.apply(DOMAIN, {LAN: arrivals()})
+    fewer = replace(DOMAIN, peers=DOMAIN.peers[:1])
+    table.prepare(fewer)
+    assert "anchor_ap3" not in ruleset()
+    state = table.read(fewer)[LAN]
+    assert state.flows == {tcp(1000): AP2, udp(2000): UNKNOWN, ECHO: AP2}
+    assert state.sockets == {socket_of(udp(2000)): UNKNOWN}
+    table.apply(fewer, {LAN: NetworkDelta(flows={udp(2000): Change(UNKNOWN, None)})})
+    assert udp(2000) not in table.read(fewer)[LAN].flows
+
+
+def test_a_new_peer_leaves_the_others_rules_alone(table: NftTable) -> None:
+    before = chain("lan_from_client", "--handle")
+    more = domain(aps=4)
+    table.prepare(more)
+    table.apply(more, {LAN: NetworkDelta(flows={tcp(1): Change(None, ApId("ap4"))})})
+    assert chain("anchor_ap4")[0] == "meta mark set meta mark & 0x03ffffff | 0x03000000"
+    assert chain("lan_from_client", "--handle") == before
+
+
+def test_a_number_that_changes_hands_leads_to_its_new_anchor(table: NftTable) -> None:
+    ap2, ap3 = DOMAIN.peers
+    table.prepare(replace(DOMAIN, peers=(replace(ap2, number=2), replace(ap3, number=1))))
+    assert table.anchor_numbers(DOMAIN.table) == {AP3: 1, AP2: 2}
+
+
+def test_networks_come_and_go(table: NftTable) -> None:
+    table.apply(DOMAIN, {LAN: arrivals()})
+    table.prepare(TWO_NETWORKS)
+    assert table.read(TWO_NETWORKS) == {LAN: STATE, "zoo": NetworkState()}
+    table.prepare(DOMAIN)
+    assert table.read(DOMAIN) == {LAN: STATE}
+    assert "zoo" not in ruleset()
+
+
+def test_changed_rules_leave_sessions_alone(table: NftTable) -> None:
+    table.apply(DOMAIN, {LAN: arrivals()})
+    table.prepare(replace(DOMAIN, tunnel_mtu=1400))
+    assert chain("mss_clamp")[0].endswith("size set 1360")
+    assert table.read(DOMAIN) == {LAN: STATE}
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        pytest.param("flush chain inet apagent srcnat", id="chain flushed"),
+        pytest.param("insert rule inet apagent leak_guard accept", id="rule inserted"),
+        pytest.param("add rule inet apagent anchor_ap2 drop", id="rule added"),
+        pytest.param("add chain inet apagent mine", id="chain added"),
+        pytest.param("add counter inet apagent mine", id="counter added"),
+        pytest.param("add map inet apagent mine { type mark : verdict; }", id="map added"),
+        pytest.param("flush map inet apagent lan_anchors", id="anchors flushed"),
+        pytest.param(
+            "delete chain inet apagent forward;"
+            "add chain inet apagent forward { type filter hook forward priority 5; }",
+            id="chain at another hook",
+        ),
+        pytest.param(
+            "flush chain inet apagent lan_from_client; delete map inet apagent lan_flows;"
+            "add map inet apagent lan_flows { type ipv4_addr : mark; }",
+            id="map of another type",
+        ),
+    ],
+)
+def test_harm_done_while_no_agent_ran_is_repaired(
+    open_table: Callable[[], NftTable], harm: str
+) -> None:
+    open_table().prepare(DOMAIN)
+    before = sorted(ruleset().splitlines()[1:])
+    open_table()
+    run("nft", harm)
+    assert sorted(ruleset().splitlines()[1:]) != before
+    open_table().prepare(DOMAIN)
+    assert sorted(ruleset().splitlines()[1:]) == before
+
+
+def test_a_table_without_an_owner_is_adopted_as_it_is(table: NftTable) -> None:
+    listed = ruleset().replace("\tflags owner\n\n", "")
+    table.remove(DOMAIN)
+    run("nft", "-f", "-", stdin=listed)
+    table.prepare(DOMAIN)
+    assert "owner" not in ruleset()
+    assert table.anchor_numbers(DOMAIN.table) == {AP2: 1, AP3: 2}
+
+
+# Ownership
+
+
+def test_others_cannot_change_the_table_while_the_agent_runs(table: NftTable) -> None:
+    table.apply(DOMAIN, {LAN: arrivals()})
+    before = ruleset()
+    run("nft", "flush", "ruleset")
+    assert ruleset() == before
+    assert "not permitted" in refused("nft", "delete", "table", "inet", "apagent")
+
+
+def test_a_second_agent_is_told_whom_the_table_belongs_to(table: NftTable) -> None:
+    second = NftTable()
+    try:
+        with pytest.raises(KernelFault, match=r"belongs to a running process .*stop it first"):
+            second.prepare(DOMAIN)
+        with pytest.raises(KernelFault, match="belongs to a running process"):
+            second.remove(DOMAIN)
+    finally:
+        second.close()
+
+
+def test_a_killed_agents_table_stays_and_is_adopted(open_table: Callable[[], NftTable]) -> None:
+    agent = """
+        import signal
+        from apagent.kernel.nft import NftTable
+        from tests.domains import domain
+        table = NftTable()
+        table.prepare(domain())
+        print("ready", flush=True)
+        signal.pause()
+    """
+    argv = [sys.executable, "-c", textwrap.dedent(agent)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        table = open_table()
+        with pytest.raises(KernelFault, match=f"netlink port {process.pid}"):
+            table.prepare(DOMAIN)
+        os.kill(process.pid, signal.SIGKILL)
+    assert "goto anchor_ap2" in ruleset()
+    table.prepare(DOMAIN)
+    assert "not permitted" in refused("nft", "delete", "table", "inet", "apagent")
+
+
+def test_removal_leaves_foreign_tables_alone(table: NftTable) -> None:
+    run("nft", "add table inet other; add chain inet other c")
+    assert table.remove(DOMAIN) == ["nftables table inet apagent"]
+    assert table.remove(DOMAIN) == []
+    assert run("nft", "list", "tables") == "table inet other\n"
+
+
+# What it does to packets
+
+WATCH = """
+table ip watch {
+    counter anchor1 { }
+    counter anchor2 { }
+    counter tracked { }
+    chain c {
+        type filter hook prerouting priority -100;
+        iifname != "br-lan" accept
+        ct state new counter name tracked
+        ct state != untracked accept
+        meta mark & 0xff000000 == 0x01000000 counter name anchor1
+        meta mark & 0xff000000 == 0x02000000 counter name anchor2
+    }
+}
+"""
+DNS = Flow(17, ANN_IP, 0x1000, IPv4Address("198.51.100.10"), 0x35).key
+"""What `AccessPoint.send_udp` sends."""
+
+
+def counted(name: str) -> int:
+    return int(run("nft", "list", "counter", "ip", "watch", name).split("packets ")[1].split()[0])
+
+
+@pytest.mark.parametrize(
+    ("state", "seen_as"),
+    [
+        pytest.param(NetworkState(), "tracked", id="new flow"),
+        pytest.param(NetworkState(flows={DNS: AP2}), "anchor1", id="flow"),
+        pytest.param(NetworkState(sockets={socket_of(DNS): AP3}), "anchor2", id="socket"),
+        pytest.param(
+            NetworkState(flows={DNS: AP2}, sockets={socket_of(DNS): AP3}),
+            "anchor1",
+            id="flow before socket",
+        ),
+        pytest.param(NetworkState(flows={FlowKey(DNS[:-1] + b"6"): AP2}), "tracked", id="other"),
+    ],
+)
+def test_a_session_sends_packets_to_its_anchor(
+    table: NftTable, access_point: AccessPoint, state: NetworkState, seen_as: str
+) -> None:
+    run("nft", "-f", "-", stdin=WATCH)
+    table.apply(DOMAIN, {LAN: arrivals(state)})
+    access_point.send_udp(ANN, ANN_IP)
+    counts = {name: counted(name) for name in ("anchor1", "anchor2", "tracked")}
+    assert counts == {"anchor1": 0, "anchor2": 0, "tracked": 0} | {seen_as: 1}
+
+
+def test_an_untranslated_packet_is_dropped_and_counted(
+    table: NftTable, access_point: AccessPoint
+) -> None:
+    run(
+        "nft", "add table ip bad; add chain ip bad c { type filter hook prerouting priority -300; }"
+    )
+    run("nft", "add rule ip bad c notrack")
+    forward_to_the_internet()
+    access_point.send_udp(ANN, ANN_IP)
+    assert table.counters() == Counters(leaked=1, reset=0)
+
+
+def test_tcp_in_mid_connection_is_reset_and_counted(
+    table: NftTable, access_point: AccessPoint
+) -> None:
+    forward_to_the_internet()
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_IP)) as client:
+        client.bind(("client1", ETH_P_IP))
+        client.settimeout(5)
+        client.send(acknowledgement(ANN_IP))
+        reset = client.recv(100)
+    assert reset[FLAGS_OFFSET] & RST
+    assert table.counters() == Counters(leaked=0, reset=1)
+
+
+ETH_P_IP, FLAGS_OFFSET, RST = 0x0800, 47, 0x04
+
+
+def acknowledgement(client: IPv4Address) -> bytes:
+    """A frame with a TCP segment of a connection that the access point has not seen."""
+    addresses = client.packed + IPv4Address("198.51.100.10").packed
+    header = b"\x45\0\0\x28\0\0\0\0\x40\x06%b" + addresses
+    segment = struct.pack(">HHIIBBH", 5000, 80, 1000, 2000, 0x50, 0x10, 1024) + b"%b\0\0"
+    pseudo = addresses + b"\0\x06\0\x14"
+    packet = header % checksum(header % bytes(2))
+    packet += segment % checksum(pseudo + segment % bytes(2))
+    return bytes.fromhex((GATEWAY_MAC + ANN).replace(":", "")) + b"\x08\0" + packet
+
+
+def forward_to_the_internet() -> None:
+    """Routes all to the uplink, so that nothing waits for ARP."""
+    run("sysctl", "-qw", "net.ipv4.ip_forward=1")
+    run("ip", "route", "add", "default", "via", "203.0.113.1", "dev", "wan")
+    run("ip", "neigh", "add", "203.0.113.1", "lladdr", "02:00:00:00:00:99", "dev", "wan")
+
+
+def test_counts_survive_a_restart_and_new_rules(
+    open_table: Callable[[], NftTable], access_point: AccessPoint
+) -> None:
+    test_an_untranslated_packet_is_dropped_and_counted(_prepared(open_table()), access_point)
+    table = open_table()
+    table.prepare(replace(DOMAIN, networks=(replace(lan(), uplink="dsl"),)))
+    assert table.counters() == Counters(leaked=1, reset=0)
+
+
+def _prepared(table: NftTable, domain_: Domain = DOMAIN) -> NftTable:
+    table.prepare(domain_)
+    return table
+
+
+def test_counters_need_a_prepared_table(open_table: Callable[[], NftTable]) -> None:
+    with pytest.raises(KernelFault, match="no nftables table is prepared"):
+        open_table().counters()

@@ -1,0 +1,1 @@
+"""Doubles of what the agent is built on: the same contracts, in memory."""

@@ -1,0 +1,259 @@
+"""A kernel in memory: the same contracts as apagent.kernel.port, with hooks for tests.
+
+A `FakeKernel` outlives its adapters, as the real one does: a restarted agent is a second
+`FakeDataPath` on the same `FakeKernel`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import deque
+from collections.abc import Iterable, Mapping, MutableMapping
+from copy import deepcopy
+from dataclasses import dataclass, field, fields, replace
+from ipaddress import IPv4Address
+from typing import Any, TypeVar
+
+from apagent.core.domain import Domain
+from apagent.core.events import ClientAged, ClientSeen, FlowsChanged, Source
+from apagent.core.model import ApId, FlowKey, Mac, Nat, NetworkName
+from apagent.errors import EventsLost, KernelFault
+from apagent.kernel.port import Change, Counters, NetworkDelta, NetworkState
+
+K = TypeVar("K")
+T = TypeVar("T")
+
+
+@dataclass
+class FakeKernel:
+    """What is installed, by whatever adapter."""
+
+    domain: Domain | None = None
+    states: dict[NetworkName, NetworkState] = field(default_factory=dict)
+    anchors: dict[ApId, int] = field(default_factory=dict)
+    counters: Counters = field(default_factory=lambda: Counters(0, 0))
+    needs: list[str] = field(default_factory=list)
+    """What `missing_needs` answers."""
+    sysctls: list[str] = field(default_factory=list)
+    """What the next `prepare` says that it changed; it is said once."""
+    forgotten: list[tuple[NetworkName, Mac]] = field(default_factory=list)
+    """Every client that `forget_clients` was given, in order."""
+    applied: list[dict[NetworkName, NetworkDelta]] = field(default_factory=list)
+    """Every set of deltas that `apply` was given, in order."""
+
+
+class FakeDataPath:
+    """A `DataPath` on a `FakeKernel`."""
+
+    def __init__(self, kernel: FakeKernel | None = None) -> None:
+        self.kernel = kernel or FakeKernel()
+        self._domain: Domain | None = None
+        self._faults: dict[str, tuple[KernelFault, int]] = {}
+
+    def fail_next(self, method: str, fault: KernelFault | None = None, after: int = 0) -> None:
+        """Make the next call of `method` raise; `apply` installs `after` changes before."""
+        self._faults[method] = (fault or KernelFault(f"fake {method}", errno.EIO), after)
+
+    def missing_needs(self, domain: Domain) -> list[str]:
+        return list(self.kernel.needs)
+
+    def anchor_numbers(self, table: str) -> dict[ApId, int]:
+        installed = self.kernel.domain
+        return dict(self.kernel.anchors) if installed and installed.table == table else {}
+
+    def prepare(self, domain: Domain) -> list[str]:
+        self._raise_fault("prepare")
+        kernel = self.kernel
+        kernel.states = {n.name: kernel.states.get(n.name, NetworkState()) for n in domain.networks}
+        for state in kernel.states.values():
+            state.routes = {a: ap for a, ap in state.routes.items() if ap in domain.peer_by_id}
+        kernel.anchors = {peer.id: peer.number for peer in domain.peers}
+        kernel.domain = self._domain = domain
+        changed, kernel.sysctls = kernel.sysctls, []
+        return changed
+
+    def read(self) -> dict[NetworkName, NetworkState]:
+        self._raise_fault("read")
+        peers = self._prepared.peer_by_id
+        return {name: _readable(state, peers) for name, state in self.kernel.states.items()}
+
+    def apply(self, deltas: Mapping[NetworkName, NetworkDelta]) -> None:
+        prepared = self._prepared
+        self.kernel.applied.append(deepcopy(dict(deltas)))
+        fault, budget = self._faults.pop("apply", (None, 0))
+        for name, delta in deltas.items():
+            state = self.kernel.states[prepared.network_by_name[name].name]
+            # Neighbours and routes first; sets and maps are the rest, and mind what is there.
+            for part in ("neighbours", "routes", "elsewhere", "sockets", "flows"):
+                changes: Mapping[Any, Change[Any]] = getattr(delta, part)
+                for key, change in changes.items():
+                    if fault is not None and budget == 0:
+                        raise fault
+                    budget -= 1
+                    if part in _LEAD_TO_PEERS and change.new is not None:
+                        assert change.new in prepared.peer_by_id, f"{change.new} is no peer"
+                    _install(getattr(state, part), key, change, strict=part in _STRICT)
+        if fault is not None:
+            raise fault
+
+    def forget_clients(self, network: NetworkName, macs: Iterable[Mac]) -> None:
+        self._raise_fault("forget_clients")
+        known = self._prepared.network_by_name[network].name
+        self.kernel.forgotten += [(known, mac) for mac in macs]
+
+    def counters(self) -> Counters:
+        self._raise_fault("counters")
+        return self.kernel.counters
+
+    def remove(self, domain: Domain) -> list[str]:
+        self._raise_fault("remove")
+        if self.kernel.domain is None:
+            return []
+        self.kernel.domain = None
+        self.kernel.states.clear()
+        self.kernel.anchors.clear()
+        return [f"nftables table inet {domain.table}", *map(domain.device, domain.networks)]
+
+    def close(self) -> None:
+        self._domain = None
+
+    @property
+    def _prepared(self) -> Domain:
+        if self._domain is None:
+            raise RuntimeError("prepare comes first")
+        return self._domain
+
+    def _raise_fault(self, method: str) -> None:
+        fault, _ = self._faults.pop(method, (None, 0))
+        if fault is not None:
+            raise fault
+
+
+_STRICT = frozenset({"flows", "sockets", "elsewhere"})
+_LEAD_TO_PEERS = frozenset({"flows", "sockets", "routes"})
+
+
+def _install(table: MutableMapping[K, T], key: K, change: Change[T], *, strict: bool) -> None:
+    """Make one change; nftables (`strict`) refuses one that believes something wrong."""
+    if strict and change.old is None and table.get(key, change.new) != change.new:
+        raise KernelFault(f"{key}: is there already", errno.EEXIST)
+    if strict and change.old is not None and key not in table:
+        raise KernelFault(f"{key}: isn't there", errno.ENOENT)
+    if change.new is None:
+        table.pop(key, None)
+    else:
+        table[key] = change.new
+
+
+def _readable(state: NetworkState, peers: Mapping[ApId, object]) -> NetworkState:
+    """A copy; an anchor that is no peer (any more) is read as an id that no AP can have."""
+
+    def name(ap: ApId) -> ApId:
+        return ap if ap in peers else ApId(f"#{ap}")
+
+    copy = replace(state, **{f.name: dict(getattr(state, f.name)) for f in fields(state)})
+    copy.flows = {key: name(ap) for key, ap in state.flows.items()}
+    copy.sockets = {key: name(ap) for key, ap in state.sockets.items()}
+    return copy
+
+
+class _Signal:
+    """A file descriptor that is readable while something waits."""
+
+    def __init__(self) -> None:
+        self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._lost = False
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def lose_events(self) -> None:
+        """Make the next `read` raise EventsLost, once."""
+        self._lost = True
+        self._wake()
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def _wake(self) -> None:
+        os.eventfd_write(self._fd, 1)
+
+    def _settle(self) -> None:
+        """Everything that waits is about to be read. Raises EventsLost."""
+        try:
+            os.eventfd_read(self._fd)
+        except BlockingIOError:
+            return
+        if self._lost:
+            self._lost = False
+            raise EventsLost("fake overflow", errno.ENOBUFS)
+
+
+class FakeFlowMonitor(_Signal):
+    """A `FlowMonitor`: `open_flow` and `close_flow` are what conntrack would do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables: dict[NetworkName, dict[FlowKey, Nat]] = {}
+        self._waiting: dict[NetworkName, dict[FlowKey, Nat | None]] = {}
+
+    def open_flow(self, network: NetworkName, flow: FlowKey, nat: Nat) -> None:
+        """The kernel translates a new flow."""
+        self.tables.setdefault(network, {})[flow] = nat
+        self._report(network, flow, nat)
+
+    def close_flow(self, network: NetworkName, flow: FlowKey) -> None:
+        """The flow's conntrack entry ends."""
+        del self.tables[network][flow]
+        self._report(network, flow, None)
+
+    def read(self) -> list[FlowsChanged]:
+        waiting, self._waiting = self._waiting, {}
+        self._settle()
+        return [FlowsChanged(network, changes) for network, changes in waiting.items()]
+
+    def dump(self) -> dict[NetworkName, dict[FlowKey, Nat]]:
+        return {network: dict(table) for network, table in self.tables.items()}
+
+    def _report(self, network: NetworkName, flow: FlowKey, nat: Nat | None) -> None:
+        self._waiting.setdefault(network, {})[flow] = nat
+        self._wake()
+
+
+class FakeClientMonitor(_Signal):
+    """A `ClientMonitor`: `see` and `age` are what bridge, neighbour table and nflog would say."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._known: set[ClientSeen] = set()
+        self._waiting: deque[ClientSeen | ClientAged] = deque()
+
+    def see(
+        self,
+        network: NetworkName,
+        mac: Mac,
+        source: Source = Source.FDB,
+        address: IPv4Address | None = None,
+    ) -> None:
+        """A source notices a client."""
+        seen = ClientSeen(network, mac, source, address)
+        if source is not Source.DATA:
+            self._known.add(seen)
+        self._waiting.append(seen)
+        self._wake()
+
+    def age(self, network: NetworkName, mac: Mac) -> None:
+        """The bridge forgets a client."""
+        self._known -= {ClientSeen(network, mac, Source.FDB)}
+        self._waiting.append(ClientAged(network, mac))
+        self._wake()
+
+    def read(self) -> list[ClientSeen | ClientAged]:
+        waiting = list(self._waiting)
+        self._waiting.clear()
+        self._settle()
+        return waiting
+
+    def dump(self) -> list[ClientSeen]:
+        return sorted(self._known, key=str)

@@ -1,0 +1,87 @@
+"""Labs for tests: made on request, taken down after, their agents' logs in the report of a failure.
+
+A test asks for `lab` and calls it: `lab(aps=3, clients=2, agents=True)` is a lab that is up. Tests
+of a module that don't disturb each other share one through `module_lab`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from apagent.lab import namespaces
+from apagent.lab.lab import Lab
+from apagent.lab.place import Place
+
+MakeLab = Callable[..., Lab]
+
+_LOG_LINES = 200
+_numbers = itertools.count(1)
+_up: list[Lab] = []
+
+
+@pytest.fixture
+def place() -> Iterator[Place]:
+    """A place of its own, where nothing may be left after the test."""
+    place = Place.of(f"t{os.getpid()}n{next(_numbers)}-")
+    try:
+        yield place
+        _assert_nothing_left(place)
+    finally:
+        Lab(place=place).down()
+
+
+@pytest.fixture
+def lab() -> Iterator[MakeLab]:
+    """Makes labs that live as long as the test."""
+    with _maker() as make:
+        yield make
+
+
+@pytest.fixture(scope="module")
+def module_lab() -> Iterator[MakeLab]:
+    """Makes labs that live as long as the module's tests."""
+    with _maker() as make:
+        yield make
+
+
+@contextlib.contextmanager
+def _maker() -> Iterator[MakeLab]:
+    with contextlib.ExitStack() as stack:
+
+        def make(aps: int = 3, clients: int = 2, *, agents: bool = True) -> Lab:
+            place = Place.of(f"t{os.getpid()}n{next(_numbers)}-")
+            lab = Lab(aps, clients, agents=agents, place=place)
+            lab.up()
+            _up.append(lab)
+            stack.callback(_take_down, lab)
+            return lab
+
+        yield make
+
+
+def _take_down(lab: Lab) -> None:
+    _up.remove(lab)
+    lab.down()
+    _assert_nothing_left(lab.place)
+
+
+def _assert_nothing_left(place: Place) -> None:
+    assert [name for name in namespaces.names() if place.owns(name)] == []
+    assert not place.root.exists()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Iterator[None]:
+    """Attach the agents' logs to a failure, while the lab is still up."""
+    report = yield
+    if report.failed:
+        for lab in _up:
+            for ap in lab.aps if lab.has_agents else ():
+                title = f"log of the agent of {lab.namespace(ap)}"
+                report.sections.append((title, lab.agents.log_end(ap, _LOG_LINES)))
+    return report

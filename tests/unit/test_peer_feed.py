@@ -1,0 +1,470 @@
+"""Server and subscriber of the peer feed over a real gRPC loopback."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import asynccontextmanager, suppress
+from ipaddress import IPv4Address, IPv4Network
+from typing import Any, Self
+
+import grpc
+import pytest
+
+from apagent.config import Endpoint
+from apagent.core.domain import Network
+from apagent.core.engine import PeerState
+from apagent.core.events import PeerConnected, PeerDelta, PeerDisconnected, PeerSnapshot
+from apagent.core.feed import FeedContents, FeedLog
+from apagent.core.model import (
+    TCP,
+    ApId,
+    Claim,
+    Flow,
+    FlowKey,
+    Mac,
+    Nat,
+    NetworkName,
+    Translation,
+)
+from apagent.errors import NeedsError, PeerFault
+from apagent.peers.client import Backoff, PeerEvent, PeerSubscription
+from apagent.peers.convert import PROTOCOL_VERSION, Statements
+from apagent.peers.keepalive import Keepalive
+from apagent.peers.server import PeerFeedServer
+from apagent.peers.snapshot import SnapshotParts
+from apagent.v1 import peer_pb2 as pb
+from apagent.v1 import peer_pb2_grpc
+
+ME, PEER = ApId("ap1"), ApId("ap2")
+LAN = NetworkName("lan")
+NETWORK = Network(
+    LAN, "br-lan", IPv4Network("10.77.0.0/16"), IPv4Address("10.77.0.1"), 77, "wan", None
+)
+NAT = Translation(IPv4Address("192.0.2.1"), 50000).packed
+CLAIM = Claim(LAN, Mac("02:00:00:00:00:01"), PEER, 1, frozenset({IPv4Address("10.77.0.2")}))
+LOOPBACK = "127.0.0.1"
+PATIENCE_S = 10.0
+FAST = Keepalive(idle_ms=100, answer_ms=300, connect_ms=1000)
+
+
+def key(port: int) -> FlowKey:
+    return Flow(TCP, IPv4Address("10.77.0.2"), port, IPv4Address("198.51.100.1"), 443).key
+
+
+class PeerAp:
+    """The peer: tables, their feed, and a server that can come and go."""
+
+    def __init__(self, epoch: int = 1, capacity: int = 100_000) -> None:
+        self.sessions: dict[FlowKey, Nat] = {}
+        self.claims: list[Claim] = []
+        self.log = FeedLog(epoch, self.contents, capacity)
+        self.port = 0
+        self._server: PeerFeedServer | None = None
+
+    def contents(self) -> FeedContents:
+        return FeedContents({LAN: self.sessions}, self.claims, 3)
+
+    def open(self, *ports: int) -> None:
+        for port in ports:
+            self.sessions[key(port)] = NAT
+        self.log.append({LAN: {key(port): NAT for port in ports}}, (), 3)
+
+    async def start(self) -> None:
+        self._server = PeerFeedServer(PEER, self.log, Endpoint(LOOPBACK, self.port), FAST)
+        self.port = await self._server.start()
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            await self._server.stop()
+            self._server = None
+
+
+class Subscriber:
+    """The subscription under test, its events, and a way to wait for one."""
+
+    def __init__(self, port: int) -> None:
+        self.events: list[PeerEvent] = []
+        self._news = asyncio.Event()
+        self.feed = PeerSubscription(
+            ME,
+            PEER,
+            Endpoint(LOOPBACK, port),
+            [NETWORK],
+            self._emit,
+            backoff=Backoff(0.01, 0.02, jitter=lambda: 0.5),
+            keepalive=FAST,
+        )
+
+    def _emit(self, event: PeerEvent) -> None:
+        self.events.append(event)
+        self._news.set()
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while not holds():
+                self._news.clear()
+                await self._news.wait()
+
+    async def next(self, kind: type[PeerEvent]) -> Any:
+        """The next event, which is of this kind."""
+        await self.until(lambda: bool(self.events))
+        event = self.events.pop(0)
+        assert isinstance(event, kind), event
+        return event
+
+
+@asynccontextmanager
+async def started(ap: PeerAp) -> AsyncIterator[PeerAp]:
+    await ap.start()
+    try:
+        yield ap
+    finally:
+        await ap.stop()
+
+
+@asynccontextmanager
+async def running(port: int) -> AsyncIterator[Subscriber]:
+    subscriber = Subscriber(port)
+    task = asyncio.create_task(subscriber.feed.run(), name="subscription under test")
+    try:
+        yield subscriber
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+def scene(play: Callable[[PeerAp, Subscriber], Coroutine[Any, Any, None]], **peer: int) -> None:
+    """Run `play` with a started peer and a running subscription."""
+
+    async def main() -> None:
+        async with started(PeerAp(**peer)) as ap, running(ap.port) as subscriber:
+            await play(ap, subscriber)
+
+    asyncio.run(main())
+
+
+def test_a_new_subscriber_gets_a_snapshot_then_deltas() -> None:
+    async def play(ap: PeerAp, subscriber: Subscriber) -> None:
+        await subscriber.next(PeerConnected)
+        assert (await subscriber.next(PeerSnapshot)).tables == {}
+        assert subscriber.feed.state is PeerState.IN_SYNC
+        ap.open(1, 2)
+        delta = await subscriber.next(PeerDelta)
+        assert delta == PeerDelta(PEER, 3, {LAN: {key(1): NAT, key(2): NAT}})
+        ap.log.append({LAN: {key(1): None}}, (CLAIM,), 4)
+        delta = await subscriber.next(PeerDelta)
+        assert delta == PeerDelta(PEER, 4, {LAN: {key(1): None}}, (CLAIM,))
+        feed = subscriber.feed
+        assert (feed.epoch, feed.sequence, feed.snapshots, feed.deltas) == (1, 2, 1, 2)
+
+    scene(play)
+
+
+def test_a_large_snapshot_comes_as_one_event() -> None:
+    async def main() -> None:
+        ap = PeerAp()
+        ap.open(*range(1, 5000))
+        ap.claims.append(CLAIM)
+        async with started(ap), running(ap.port) as subscriber:
+            await subscriber.next(PeerConnected)
+            snapshot = await subscriber.next(PeerSnapshot)
+            assert snapshot == PeerSnapshot(PEER, 3, {LAN: ap.sessions}, (CLAIM,))
+
+    asyncio.run(main())
+
+
+def test_a_broken_feed_goes_on_where_it_stopped() -> None:
+    async def play(ap: PeerAp, subscriber: Subscriber) -> None:
+        await subscriber.next(PeerConnected)
+        await subscriber.next(PeerSnapshot)
+        await ap.stop()
+        lost = await subscriber.next(PeerDisconnected)
+        assert lost.reason == subscriber.feed.reason != ""
+        assert subscriber.feed.state is PeerState.LOST
+        ap.open(1)
+        await ap.start()
+        await subscriber.next(PeerConnected)
+        assert (await subscriber.next(PeerDelta)).tables == {LAN: {key(1): NAT}}
+        assert subscriber.feed.snapshots == 1
+        assert subscriber.feed.reason == ""
+
+    scene(play)
+
+
+def test_a_resumed_feed_answers_although_nothing_is_new() -> None:
+    async def play(ap: PeerAp, subscriber: Subscriber) -> None:
+        await subscriber.next(PeerConnected)
+        await subscriber.next(PeerSnapshot)
+        await ap.stop()
+        await subscriber.next(PeerDisconnected)
+        await ap.start()
+        await subscriber.next(PeerConnected)
+        assert await subscriber.next(PeerDelta) == PeerDelta(PEER, 3)
+        assert subscriber.feed.state is PeerState.IN_SYNC
+
+    scene(play)
+
+
+def test_a_subscriber_beyond_the_log_gets_a_snapshot_again() -> None:
+    async def play(ap: PeerAp, subscriber: Subscriber) -> None:
+        await subscriber.next(PeerConnected)
+        await subscriber.next(PeerSnapshot)
+        await ap.stop()
+        await subscriber.next(PeerDisconnected)
+        ap.open(1, 2, 3)
+        await ap.start()
+        await subscriber.next(PeerConnected)
+        assert (await subscriber.next(PeerSnapshot)).tables == {LAN: ap.sessions}
+
+    scene(play, capacity=2)
+
+
+def test_a_restarted_peer_has_a_new_epoch_and_sends_a_snapshot() -> None:
+    async def play(ap: PeerAp, subscriber: Subscriber) -> None:
+        ap.open(1)
+        await subscriber.next(PeerConnected)
+        await subscriber.next(PeerSnapshot)
+        await ap.stop()
+        await subscriber.next(PeerDisconnected)
+        again = PeerAp(epoch=2)
+        again.port = ap.port
+        async with started(again):
+            await subscriber.next(PeerConnected)
+            assert (await subscriber.next(PeerSnapshot)).tables == {}
+            assert subscriber.feed.epoch == 2
+
+    scene(play)
+
+
+def test_what_piles_up_is_folded_into_few_messages() -> None:
+    async def play(ap: PeerAp, subscriber: Subscriber) -> None:
+        await subscriber.next(PeerConnected)
+        await subscriber.next(PeerSnapshot)
+        for port in range(1, 1001):
+            ap.open(port)
+        await subscriber.until(lambda: subscriber.feed.sequence == ap.log.sequence)
+        assert subscriber.feed.deltas <= 4
+        got = {k for e in subscriber.events if isinstance(e, PeerDelta) for k in e.tables[LAN]}
+        assert got == ap.sessions.keys()
+
+    scene(play)
+
+
+def test_a_peer_that_is_not_there_is_tried_again_until_it_is() -> None:
+    async def main() -> None:
+        ap = PeerAp()
+        await ap.start()
+        await ap.stop()
+        async with running(ap.port) as subscriber:
+            async with asyncio.timeout(PATIENCE_S):
+                while not subscriber.feed.reason:  # noqa: ASYNC110 - no event tells of it
+                    await asyncio.sleep(0)
+            assert subscriber.feed.state is PeerState.CONNECTING
+            assert subscriber.events == []
+            await ap.start()
+            await subscriber.next(PeerConnected)
+            await subscriber.next(PeerSnapshot)
+        await ap.stop()
+
+    asyncio.run(main())
+
+
+def test_a_silent_partition_is_noticed() -> None:
+    async def main() -> None:
+        async with (
+            started(PeerAp()) as ap,
+            Wire(ap.port) as wire,
+            running(wire.port) as subscriber,
+        ):
+            await subscriber.next(PeerConnected)
+            await subscriber.next(PeerSnapshot)
+            wire.cut()
+            await subscriber.next(PeerDisconnected)
+            assert subscriber.feed.state is PeerState.LOST
+
+    asyncio.run(main())
+
+
+def test_a_taken_port_is_named_with_its_key() -> None:
+    async def main() -> None:
+        async with started(PeerAp()) as ap:
+            second = PeerFeedServer(PEER, ap.log, Endpoint(LOOPBACK, ap.port))
+            with pytest.raises(NeedsError, match=rf"peering\.listen.*{LOOPBACK}:{ap.port}"):
+                await second.start()
+            await second.stop()
+
+    asyncio.run(main())
+
+
+# --- peers that misbehave
+
+
+class Liar(peer_pb2_grpc.PeerFeedServicer):
+    """Sends what it is told to, and remembers what it was asked."""
+
+    def __init__(self, scripts: Iterable[list[pb.FeedMessage]], status: grpc.StatusCode) -> None:
+        self.asked: list[pb.WatchRequest] = []
+        self._scripts = iter(scripts)
+        self._status = status
+
+    async def Watch(  # noqa: N802 - the name in the proto file
+        self, request: pb.WatchRequest, context: Any
+    ) -> AsyncIterator[pb.FeedMessage]:
+        self.asked.append(request)
+        for message in next(self._scripts, []):
+            yield message
+        await context.abort(self._status, "enough")
+
+
+def lied(
+    *scripts: list[pb.FeedMessage], status: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE
+) -> tuple[list[PeerEvent], list[pb.WatchRequest], str]:
+    """Events, requests, and the first break's reason of a subscription to such a peer."""
+
+    async def main() -> tuple[list[PeerEvent], list[pb.WatchRequest], str]:
+        liar = Liar(scripts, status)
+        server = grpc.aio.server()
+        peer_pb2_grpc.add_PeerFeedServicer_to_server(liar, server)
+        subscriber = Subscriber(server.add_insecure_port(f"{LOOPBACK}:0"))
+        reasons: list[str] = []
+        rounds = asyncio.Event()
+
+        async def pause(_seconds: float) -> None:
+            reasons.append(subscriber.feed.reason)
+            if len(reasons) > len(scripts):
+                rounds.set()
+                await asyncio.Event().wait()
+
+        subscriber.feed._sleep = pause
+        await server.start()
+        task = asyncio.create_task(subscriber.feed.run(), name="subscription under test")
+        await asyncio.wait(
+            {task, asyncio.create_task(rounds.wait())},
+            timeout=PATIENCE_S,
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        assert rounds.is_set(), task
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        await server.stop(None)
+        return subscriber.events, liar.asked, reasons[0]
+
+    return asyncio.run(main())
+
+
+def sent(kind: str, **fields: Any) -> pb.FeedMessage:
+    header = {"ap": PEER, "protocol_version": PROTOCOL_VERSION, "epoch": 1}
+    return pb.FeedMessage(kind=kind, **{**header, **fields})
+
+
+END = sent("KIND_SNAPSHOT_END", sequence=5)
+
+
+def test_a_feed_of_another_ap_is_refused_whole() -> None:
+    events, _, reason = lied([sent("KIND_SNAPSHOT_END", ap="ap9")])
+    assert events == []
+    assert "says it is 'ap9'" in reason
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        sent("KIND_DELTA", follows=6, sequence=7),
+        sent("KIND_DELTA", follows=5, sequence=4),
+        sent("KIND_DELTA", follows=5, sequence=6, epoch=2),
+        sent("KIND_UNSPECIFIED"),
+    ],
+)
+def test_a_message_that_does_not_follow_costs_a_snapshot(wrong: pb.FeedMessage) -> None:
+    events, asked, reason = lied([END, wrong])
+    assert [type(e) for e in events] == [PeerConnected, PeerSnapshot, PeerDisconnected]
+    assert reason.startswith("peer ap2: sent a")
+    assert [(r.epoch, r.sequence) for r in asked] == [(0, 0), (0, 0)]
+
+
+def test_a_delta_within_a_snapshot_is_a_fault() -> None:
+    events, _, reason = lied(
+        [sent("KIND_SNAPSHOT_PART", sequence=5), sent("KIND_DELTA", follows=0, sequence=1)]
+    )
+    assert [type(e) for e in events] == [PeerConnected, PeerDisconnected]
+    assert "sent a delta" in reason
+
+
+def test_half_a_snapshot_is_never_emitted() -> None:
+    part = sent("KIND_SNAPSHOT_PART", sequence=5)
+    events, asked, _ = lied([part], [END])
+    kinds = [PeerConnected, PeerDisconnected, PeerConnected, PeerSnapshot, PeerDisconnected]
+    assert [type(e) for e in events] == kinds
+    assert (asked[1].epoch, asked[1].sequence) == (0, 0)
+    assert (asked[2].epoch, asked[2].sequence) == (1, 5)
+
+
+@pytest.mark.parametrize("status", [grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL])
+def test_no_status_of_a_peer_ends_the_subscription(status: grpc.StatusCode) -> None:
+    events, asked, reason = lied([END], [], status=status)
+    assert len(asked) == 3
+    assert reason == f"{status.name}: enough"
+    assert isinstance(events[-1], PeerDisconnected)
+
+
+def test_a_snapshot_is_bounded() -> None:
+    parts = SnapshotParts(PEER, 1, 1, max_sessions=2)
+    parts.add_untrusted(1, 1, Statements({LAN: {key(1): NAT, key(2): NAT}}, ()))
+    with pytest.raises(PeerFault, match="larger than 2 sessions"):
+        parts.add_untrusted(1, 1, Statements({LAN: {key(3): NAT}}, ()))
+
+
+def test_parts_of_different_snapshots_do_not_mix() -> None:
+    parts = SnapshotParts(PEER, 1, 1)
+    with pytest.raises(PeerFault, match="at 2 of epoch 1 and at 1 of epoch 1"):
+        parts.add_untrusted(1, 2, Statements({}, ()))
+
+
+def test_waits_double_up_to_a_limit_and_start_again() -> None:
+    backoff = Backoff(1.0, 5.0, jitter=lambda: 0.0)
+    assert [backoff.next_s() for _ in range(4)] == [1.0, 2.0, 4.0, 5.0]
+    backoff.reset()
+    backoff.jitter = lambda: 1.0
+    assert backoff.next_s() == 0.5
+
+
+class Wire:
+    """A TCP relay that can fall silent without closing anything."""
+
+    def __init__(self, port: int) -> None:
+        self._to = port
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._cut = False
+        self.port = 0
+
+    def cut(self) -> None:
+        self._cut = True
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._relay, LOOPBACK, 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_connection(LOOPBACK, self._to)
+        pairs = ((reader, far_writer), (far_reader, writer))
+        pumps = {asyncio.create_task(self._pump(*pair), name="wire") for pair in pairs}
+        self._tasks |= pumps
+        await asyncio.wait(pumps)
+        for end in (writer, far_writer):
+            end.close()
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while data := await reader.read(65536):
+                if not self._cut:
+                    writer.write(data)
