@@ -28,12 +28,12 @@ lint: $(DEVELOPMENT) ## ruff, mypy, generated stubs, shellcheck
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	scripts/proto --check
+	.venv/bin/python scripts/proto --check
 	shellcheck $(SHELL_SCRIPTS)
 	shellcheck --shell=dash deploy/openwrt/apagent.init deploy/openwrt/uci2toml
 
 proto: $(DEVELOPMENT) ## generate apagent/v1 from the proto files
-	scripts/proto
+	.venv/bin/python scripts/proto
 
 clean: ## remove what these targets made
 	rm -rf .venv build dist apagent.egg-info demo-out

@@ -12,7 +12,7 @@ import subprocess
 
 import pytest
 
-NAMESPACE = ("unshare", "--net", "--mount")
+NAMESPACE = ("unshare", "--net")
 PROBE_TIMEOUT_S = 10.0
 
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 0x1

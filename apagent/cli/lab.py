@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from apagent.cli.exit_codes import ExitCode
@@ -155,10 +155,8 @@ def _exec(arguments: argparse.Namespace) -> int:
 def _status(arguments: argparse.Namespace) -> int:
     with contextlib.closing(Lab.open(_place())) as lab:
         status = inspect(lab)
-    if arguments.output == "json":
-        _print(json.dumps(status, indent=2))
-    else:
-        _print_table(status)
+    as_json = arguments.output == "json"
+    _print(json.dumps(status, indent=2) if as_json else _table(status))
     return ExitCode.OK if status["state"] == "up" else ExitCode.DEGRADED
 
 
@@ -167,17 +165,16 @@ def _down(_arguments: argparse.Namespace) -> int:
     return ExitCode.OK
 
 
-def _print_table(status: LabStatus) -> None:
-    _print(f"lab {status['state']}: namespaces {status['prefix']}*, state in {status['root']}\n")
-    _print_rows(
-        [("NODE", "NAMESPACE", "AGENT")]
-        + [(node["node"], _namespace(node), _agent(node["agent"])) for node in status["nodes"]]
-    )
-    _print("")
-    _print_rows(
-        [("CLIENT", "AP", "ADDRESS", "MAC")]
-        + [(c["client"], c["ap"] or "none", c["address"], c["mac"]) for c in status["clients"]]
-    )
+def _table(status: LabStatus) -> str:
+    nodes = [(node["node"], _namespace(node), _agent(node["agent"])) for node in status["nodes"]]
+    clients = [(c["client"], c["ap"] or "none", c["address"], c["mac"]) for c in status["clients"]]
+    lines = [
+        f"lab {status['state']}: namespaces {status['prefix']}*, state in {status['root']}",
+        "",
+    ]
+    lines += _aligned([("NODE", "NAMESPACE", "AGENT"), *nodes])
+    lines += ["", *_aligned([("CLIENT", "AP", "ADDRESS", "MAC"), *clients])]
+    return "\n".join(lines)
 
 
 def _namespace(node: NodeStatus) -> str:
@@ -193,12 +190,11 @@ def _agent(agent: AgentStatus | None) -> str:
     return f"{answer}, pid {agent['pid']}"
 
 
-def _print_rows(rows: Iterable[tuple[str, ...]]) -> None:
-    table = list(rows)
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for row in table:
+def _aligned(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        _print("  ".join(cells).rstrip())
+        yield "  ".join(cells).rstrip()
 
 
 def _place() -> Place:

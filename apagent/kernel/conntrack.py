@@ -6,9 +6,9 @@ translation in place, and as destroyed before it leaves the hash table; an entry
 can't be confirmed until then. So DESTROY of an old entry precedes NEW of one like it, and the last
 report on a flow in a batch is the truth. Unconfirmed entries are never reported or dumped.
 
-An entry reports its end only if events were wanted when it was made: with the sysctl
-net.netfilter.nf_conntrack_events at 2 (its default) that takes a listener at that moment, with 1 it
-doesn't. With 2, flows from before our start end in silence.
+An entry reports its end only if events were wanted when it was made. With the sysctl
+net.netfilter.nf_conntrack_events at 1 they always are; with 2, its default, only while somebody
+listens, so that flows from before our start, or from while we were down, would end in silence.
 """
 
 from __future__ import annotations

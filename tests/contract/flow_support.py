@@ -100,13 +100,16 @@ class Router:
         _run_inside(self._server, "ip", "-batch", "-", stdin=_SERVER)
         run("sysctl", "-qw", "net.ipv4.ip_forward=1")
         run("nft", "-f", "-", stdin=_RULESET)
-        self._listen(socket.SOCK_DGRAM, 53)
+        self._receivers = {
+            SERVER: self._listen(socket.SOCK_DGRAM, 53),
+            FORWARDED: self._listen(socket.SOCK_DGRAM, FORWARDED_PORT),
+        }
         self._listen(socket.SOCK_STREAM, 80).listen()
 
     def open(
         self, protocol: int, port: int, client: IPv4Address = CLIENT, server: IPv4Address = SERVER
     ) -> FlowKey:
-        """Let the client send the first packet of a flow; TCP connects."""
+        """Let the client send the first packet of a flow, and the server get it."""
         if protocol == ICMP:
             argv = ("ping", "-c1", "-W5", f"-e{port}", f"-I{client}", str(server))
             _run_inside(self._client, *argv)
@@ -117,6 +120,8 @@ class Router:
             return Flow(TCP, client, port, server, 80).key
         sender = self._socket(self._client, socket.SOCK_DGRAM, client, port)
         sender.sendto(b"hello", (str(server), 53))
+        if server in self._receivers:
+            self._receivers[server].recv(100)
         return Flow(UDP, client, port, server, 53).key
 
     def close(self, flow: FlowKey) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import struct
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address
@@ -199,7 +201,13 @@ def test_a_change_that_believes_wrongly_is_refused_whole(table: NftTable) -> Non
     assert table.read(DOMAIN) == {LAN: NetworkState()}
 
 
-def test_a_hundred_thousand_flows_are_applied_and_read(table: NftTable) -> None:
+@pytest.mark.parametrize("kernel_counts", [True, False])
+def test_a_hundred_thousand_flows_are_applied_and_read(
+    table: NftTable, monkeypatch: pytest.MonkeyPatch, kernel_counts: bool
+) -> None:
+    """The kernel resizes its hash table meanwhile, which makes single dumps incomplete."""
+    if not kernel_counts:  # before Linux 6.17
+        monkeypatch.setattr("apagent.kernel.nft.table.read_set_size", lambda *_: None)
     flows = {
         Flow(6, ANN_IP, 1024 + n % 1000, IPv4Address("198.51.100.0") + n // 1000, 80).key: AP2
         for n in range(100_000)
@@ -362,6 +370,12 @@ def test_a_killed_agents_table_stays_and_is_adopted(open_table: Callable[[], Nft
     assert "not permitted" in refused("nft", "delete", "table", "inet", "apagent")
 
 
+def test_what_a_former_run_left_can_be_removed(open_table: Callable[[], NftTable]) -> None:
+    open_table().prepare(DOMAIN)
+    assert open_table().remove(DOMAIN) == ["nftables table inet apagent"]
+    assert ruleset() == ""
+
+
 def test_removal_leaves_foreign_tables_alone(table: NftTable) -> None:
     run("nft", "add table inet other; add chain inet other c")
     assert table.remove(DOMAIN) == ["nftables table inet apagent"]
@@ -390,8 +404,17 @@ DNS = Flow(17, ANN_IP, 0x1000, IPv4Address("198.51.100.10"), 0x35).key
 """What `AccessPoint.send_udp` sends."""
 
 
-def counted(name: str) -> int:
-    return int(run("nft", "list", "counter", "ip", "watch", name).split("packets ")[1].split()[0])
+def counts() -> dict[str, int]:
+    listed = run("nft", "list", "counters", "table", "ip", "watch")
+    return {name: int(n) for name, n in re.findall(r"counter (\w+) {\s+packets (\d+)", listed)}
+
+
+def eventually(holds: Callable[[], bool]) -> bool:
+    """Whether it holds within some seconds: a busy machine delays packets."""
+    deadline = time.monotonic() + 5
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return holds()
 
 
 @pytest.mark.parametrize(
@@ -414,8 +437,8 @@ def test_a_session_sends_packets_to_its_anchor(
     run("nft", "-f", "-", stdin=WATCH)
     table.apply(DOMAIN, {LAN: arrivals(state)})
     access_point.send_udp(ANN, ANN_IP)
-    counts = {name: counted(name) for name in ("anchor1", "anchor2", "tracked")}
-    assert counts == {"anchor1": 0, "anchor2": 0, "tracked": 0} | {seen_as: 1}
+    assert eventually(lambda: sum(counts().values()) > 0)
+    assert counts() == {"anchor1": 0, "anchor2": 0, "tracked": 0} | {seen_as: 1}
 
 
 def test_an_untranslated_packet_is_dropped_and_counted(
@@ -427,7 +450,7 @@ def test_an_untranslated_packet_is_dropped_and_counted(
     run("nft", "add rule ip bad c notrack")
     forward_to_the_internet()
     access_point.send_udp(ANN, ANN_IP)
-    assert table.counters() == Counters(leaked=1, reset=0)
+    assert eventually(lambda: table.counters() == Counters(leaked=1, reset=0))
 
 
 def test_tcp_in_mid_connection_is_reset_and_counted(

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from apagent.core.domain import Domain
 from apagent.core.events import ClientAged, ClientSeen, FlowsChanged, Source
-from apagent.core.model import ApId, FlowKey, Mac, Nat, NetworkName
+from apagent.core.model import ApId, FlowKey, Mac, Nat, NetworkName, Sessions
 from apagent.errors import EventsLost, KernelFault
 from apagent.kernel.port import Change, Counters, NetworkDelta, NetworkState
 
@@ -213,7 +213,7 @@ class FakeFlowMonitor(_Signal):
         self._settle()
         return [FlowsChanged(network, changes) for network, changes in waiting.items()]
 
-    def dump(self) -> dict[NetworkName, dict[FlowKey, Nat]]:
+    def dump(self) -> dict[NetworkName, Sessions]:
         return {network: dict(table) for network, table in self.tables.items()}
 
     def _report(self, network: NetworkName, flow: FlowKey, nat: Nat | None) -> None:
