@@ -33,6 +33,10 @@ log = logging.getLogger(__name__)
 
 REPAIR_INTERVAL_S = 1.0
 """How often a kernel that refuses the desired state is tried again."""
+COLLECT_INTERVAL_S = 1.0
+"""How often the kernel is made to end expired flows, so that their sessions end everywhere."""
+COLLECT_SHARE = 0.02
+"""How much of the time that may take; where the conntrack table is huge, it is done less often."""
 
 
 class Agent:
@@ -80,6 +84,7 @@ class Agent:
         loop.add_reader(self._clients.fileno(), self._guarded, self._read_clients)
         loop.call_later(sync_timeout_s, self._shell.emit, SyncTimedOut())
         loop.call_later(REPAIR_INTERVAL_S, self._repair)
+        loop.call_later(COLLECT_INTERVAL_S, self._collect_expired)
 
     def close(self) -> None:
         """Stop listening; what is installed goes on forwarding."""
@@ -122,6 +127,13 @@ class Agent:
         if self._reconciler.fault is not None and self._reconciler.repair():
             log.info("the kernel's state is mended")
         asyncio.get_running_loop().call_later(REPAIR_INTERVAL_S, self._repair)
+
+    def _collect_expired(self) -> None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        self._guarded(self._flows.collect_expired)
+        pause = max(COLLECT_INTERVAL_S, (loop.time() - began) / COLLECT_SHARE)
+        loop.call_later(pause, self._collect_expired)
 
 
 def _found(sightings: Iterable[ClientSeen]) -> list[ClientsFound]:

@@ -105,6 +105,12 @@ class FlowMonitor(Protocol):
     def dump(self) -> dict[NetworkName, Sessions]:
         """Read the whole conntrack table. Raises KernelFault."""
 
+    def collect_expired(self) -> None:
+        """Make `read` report soon what has expired by now; the kernel takes its time else.
+
+        Raises KernelFault.
+        """
+
     def close(self) -> None:
         """Close the sockets."""
 

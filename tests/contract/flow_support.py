@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from ipaddress import IPv4Address
@@ -88,6 +89,17 @@ def _run_inside(pid: int, *argv: str, stdin: str | None = None) -> str:
     return run("nsenter", f"--net=/proc/{pid}/ns/net", *argv, stdin=stdin)
 
 
+def _conntrack(command: str, flow: FlowKey) -> tuple[str, ...]:
+    """A call of the conntrack tool for the flow's entry."""
+    entry = Flow.of(flow)
+    ports: tuple[str, ...] = ("--icmp-id", str(entry.client_port))
+    if entry.protocol != ICMP:
+        ports = ("--orig-port-src", str(entry.client_port))
+    name = {ICMP: "icmp", TCP: "tcp", UDP: "udp"}[entry.protocol]
+    addresses = ("-s", str(entry.client), "-d", str(entry.remote))
+    return ("conntrack", command, "-p", name, *addresses, *ports)
+
+
 class Router:
     """The current namespace, with traffic of a client through it."""
 
@@ -125,13 +137,13 @@ class Router:
         return Flow(UDP, client, port, server, 53).key
 
     def close(self, flow: FlowKey) -> None:
-        """End the flow's conntrack entry, as its timeout would."""
-        entry = Flow.of(flow)
-        ports: tuple[str, ...] = ("--icmp-id", str(entry.client_port))
-        if entry.protocol != ICMP:
-            ports = ("--orig-port-src", str(entry.client_port))
-        name = {ICMP: "icmp", TCP: "tcp", UDP: "udp"}[entry.protocol]
-        run("conntrack", "-D", "-p", name, "-s", str(entry.client), "-d", str(entry.remote), *ports)
+        """End the flow's conntrack entry."""
+        run(*_conntrack("-D", flow))
+
+    def expire(self, flow: FlowKey) -> None:
+        """Let the time of the flow's conntrack entry be over."""
+        run(*_conntrack("-U", flow), "--timeout", "1")
+        time.sleep(1.1)  # there is no shorter one
 
     def translation(self, flow: FlowKey) -> Nat:
         """What the conntrack tool says that the flow is translated to."""

@@ -43,6 +43,8 @@ class Kernel(Protocol):
 
     def close(self, flow: FlowKey) -> None: ...
 
+    def expire(self, flow: FlowKey) -> None: ...
+
     def overflow(self) -> None:
         """Lose events, of flows that are all open."""
 
@@ -59,6 +61,9 @@ class Fake:
     def close(self, flow: FlowKey) -> None:
         self.monitor.close_flow(LAN, flow)
 
+    def expire(self, flow: FlowKey) -> None:
+        self.monitor.expire_flow(LAN, flow)
+
     def overflow(self) -> None:
         self.open(UDP, 7000)
         self.monitor.lose_events()
@@ -71,6 +76,7 @@ class Real:
         self.monitor = LinuxFlowMonitor(NETWORKS)
         self.open = router.open
         self.close = router.close
+        self.expire = router.expire
 
     def overflow(self) -> None:
         self._monkeypatch.setattr(conntrack, "WANTED_BUFFER", 4096)
@@ -153,6 +159,16 @@ def test_a_flow_opens_and_closes(kernel: Kernel, protocol: int) -> None:
     assert changed(kernel.monitor) == {flow: None}
     assert sessions(kernel.monitor) == {}
     assert not readable(kernel.monitor)
+
+
+def test_an_expired_flow_closes_when_it_is_collected(kernel: Kernel) -> None:
+    expired, alive = kernel.open(UDP, 4242), kernel.open(UDP, 4243)
+    kernel.expire(expired)
+    kernel.monitor.read()
+    kernel.monitor.collect_expired()
+    kernel.monitor.collect_expired()
+    assert changed(kernel.monitor) == {expired: None}
+    assert sessions(kernel.monitor) == {alive: translated(4243)}
 
 
 def test_a_batch_holds_the_net_effect(kernel: Kernel) -> None:

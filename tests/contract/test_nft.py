@@ -143,6 +143,10 @@ def test_base_chains_hang_where_they_should(table: NftTable) -> None:
         "type filter hook postrouting priority 300; policy accept;",
         'oifname "wan" ip saddr 10.77.0.0/16 counter name "leaked_packets" drop',
     ]
+    assert chain("tunnel_out")[:2] == [
+        "type filter hook postrouting priority 300; policy accept;",
+        'oifname "apv-lan" meta mark set 0x00000000',
+    ]
 
 
 def test_elements_read_as_they_are_meant(table: NftTable) -> None:

@@ -196,6 +196,7 @@ class FakeFlowMonitor(_Signal):
     def __init__(self) -> None:
         super().__init__()
         self.tables: dict[NetworkName, dict[FlowKey, Nat]] = {}
+        self._expired: list[tuple[NetworkName, FlowKey]] = []
         self._waiting: dict[NetworkName, dict[FlowKey, Nat | None]] = {}
 
     def open_flow(self, network: NetworkName, flow: FlowKey, nat: Nat) -> None:
@@ -207,6 +208,15 @@ class FakeFlowMonitor(_Signal):
         """The flow's conntrack entry ends."""
         del self.tables[network][flow]
         self._report(network, flow, None)
+
+    def expire_flow(self, network: NetworkName, flow: FlowKey) -> None:
+        """The entry's time is over, but the kernel hasn't come by yet."""
+        self._expired.append((network, flow))
+
+    def collect_expired(self) -> None:
+        for network, flow in self._expired:
+            self.close_flow(network, flow)
+        self._expired.clear()
 
     def read(self) -> list[FlowsChanged]:
         waiting, self._waiting = self._waiting, {}

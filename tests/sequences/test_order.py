@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 from itertools import permutations
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -171,7 +172,7 @@ actions = st.one_of(
 )
 
 
-def act(world: World, action: tuple[object, ...]) -> None:
+def act(world: World, action: tuple[Any, ...]) -> None:
     match action:
         case ("see", ap, mac):
             world.step(ap, ClientSeen(LAN, mac, Source.FDB))

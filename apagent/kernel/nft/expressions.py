@@ -259,6 +259,12 @@ def set_mark(value: int, mask: int) -> Expressions:
     )
 
 
+def clear_mark() -> Expressions:
+    """`meta mark set 0`."""
+    set_ = _expression("meta", ("KEY", _META_MARK), ("SREG", _register(0)))
+    return (_immediate(bytes(4)), set_)
+
+
 def notrack() -> Expressions:
     """`notrack`."""
     return ({"attrs": [("NFTA_EXPR_NAME", "notrack")]},)

@@ -114,6 +114,7 @@ class Ruleset:
             _forward(domain),
             _source_nat(domain),
             _leak_guard(domain),
+            _tunnel_out(domain),
         ]
         return {chain.name: chain for chain in chains}
 
@@ -280,6 +281,16 @@ def _source_nat(domain: Domain) -> Chain:
 def _leak_guard(domain: Domain) -> Chain:
     rules = tuple((*_leaving(n), *e.counter(LEAKED), *e.drop()) for n in domain.networks)
     return Chain("leak_guard", rules, Hook("filter", _POSTROUTING, _LAST))
+
+
+def _tunnel_out(domain: Domain) -> Chain:
+    """Take the mark off what enters a tunnel, now that it is routed.
+
+    The outer packet inherits it, and a policy router that marks clients' packets (mwan3, pbr)
+    would send the outer one along with them instead of to the peer.
+    """
+    rules = tuple((*e.oifname(domain.device(n)), *e.clear_mark()) for n in domain.networks)
+    return Chain("tunnel_out", rules, Hook("filter", _POSTROUTING, _LAST))
 
 
 def _from(prefix: IPv4Network, *, negate: bool = False) -> Expressions:
