@@ -9,6 +9,7 @@ import shutil
 import socket
 import struct
 import subprocess
+from collections.abc import Generator
 
 import pytest
 
@@ -92,3 +93,22 @@ def pytest_report_header() -> str:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("netns") is not None and why_no_namespaces():
         pytest.fail(NO_NAMESPACES.format(reason=why_no_namespaces()), pytrace=False)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter,
+) -> Generator[None, None, None]:
+    """Say last how many tests ran in network namespaces: that none did is easily overlooked."""
+    yield
+    reports = [
+        report
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if isinstance(report, pytest.TestReport) and "netns" in report.keywords
+    ]
+    ran = {r.nodeid for r in reports if r.when == "call" and not r.skipped}
+    skipped = {r.nodeid for r in reports if r.skipped}
+    terminalreporter.write_line(
+        f"{len(ran)} tests ran in network namespaces, {len(skipped)} were skipped there"
+    )

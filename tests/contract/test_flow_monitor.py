@@ -163,8 +163,8 @@ def test_a_flow_opens_and_closes(kernel: Kernel, protocol: int) -> None:
 
 def test_an_expired_flow_closes_when_it_is_collected(kernel: Kernel) -> None:
     expired, alive = kernel.open(UDP, 4242), kernel.open(UDP, 4243)
-    kernel.expire(expired)
     kernel.monitor.read()
+    kernel.expire(expired)
     kernel.monitor.collect_expired()
     kernel.monitor.collect_expired()
     assert changed(kernel.monitor) == {expired: None}

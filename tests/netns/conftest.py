@@ -2,18 +2,23 @@
 
 A test asks for `lab` and calls it: `lab(aps=3, clients=2, agents=True)` is a lab that is up. Tests
 of a module that don't disturb each other share one through `module_lab`.
+
+Where the APs run agents, every uplink is watched for as long as the lab lives: a packet with a
+client's own address fails the test, and so does one that only the leak guard has stopped.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from apagent.lab import namespaces
+from apagent.lab.capture import Capture
 from apagent.lab.lab import Lab
 from apagent.lab.place import Place
 
@@ -21,7 +26,7 @@ MakeLab = Callable[..., Lab]
 
 _LOG_LINES = 200
 _numbers = itertools.count(1)
-_up: list[Lab] = []
+_up: dict[Lab, Capture] = {}
 
 
 @pytest.fixture
@@ -57,7 +62,8 @@ def _maker() -> Iterator[MakeLab]:
             place = Place.of(f"t{os.getpid()}n{next(_numbers)}-")
             lab = Lab(aps, clients, agents=agents, place=place)
             lab.up()
-            _up.append(lab)
+            stack.callback(lab.down)
+            _up[lab] = lab.watch_for_leaks()
             stack.callback(_take_down, lab)
             return lab
 
@@ -65,9 +71,36 @@ def _maker() -> Iterator[MakeLab]:
 
 
 def _take_down(lab: Lab) -> None:
-    _up.remove(lab)
-    lab.down()
+    leaks = _up.pop(lab)
+    try:
+        with leaks:
+            _assert_no_leak(lab, leaks)
+    finally:
+        lab.down()
     _assert_nothing_left(lab.place)
+
+
+@pytest.fixture(autouse=True)
+def _no_leak() -> Iterator[None]:
+    """Name the test that leaked, also where tests share a lab."""
+    yield
+    for lab, leaks in _up.items():
+        _assert_no_leak(lab, leaks)
+
+
+def _assert_no_leak(lab: Lab, leaks: Capture) -> None:
+    if not lab.has_agents:
+        return
+    assert leaks.count() == 0, [str(packet) for packet in leaks.packets()]
+    stopped = {ap: _stopped_by_the_leak_guard(lab, ap) for ap in lab.aps}
+    assert stopped == dict.fromkeys(lab.aps, 0)
+
+
+def _stopped_by_the_leak_guard(lab: Lab, ap: str) -> int:
+    """What `apctl status` calls leaked packets, also where no agent runs."""
+    answer = lab.run(ap, ["nft", "-j", "list", "counters"]).stdout
+    counters = [item["counter"] for item in json.loads(answer)["nftables"] if "counter" in item]
+    return sum(counter["packets"] for counter in counters if counter["name"] == "leaked_packets")
 
 
 def _assert_nothing_left(place: Place) -> None:

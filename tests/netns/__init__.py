@@ -1,0 +1,5 @@
+"""Tests on real kernels, in network namespaces."""
+
+import pytest
+
+pytest.register_assert_rewrite("tests.netns.observe", "tests.netns.sockets")
