@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from apagent.lab.measure import Arrivals, Echoes
@@ -14,7 +16,7 @@ def arrivals(*times_ms: float, size: int = 1000) -> Arrivals:
 
 
 def test_arrivals_are_collected_from_events_in_order() -> None:
-    events = [
+    events: list[dict[str, Any]] = [
         {"event": "connected"},
         {"event": "arrivals", "start_ns": 5 * MS, "after_us": [0, 2000], "bytes": [10, 20]},
         {"event": "arrivals", "start_ns": 9 * MS, "after_us": [0], "bytes": [30]},
