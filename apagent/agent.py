@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address
 
 from apagent.core.domain import Domain
@@ -59,6 +60,9 @@ class Agent:
         self._kernel = kernel
         self._flows = flows
         self._clients = clients
+        # The kernel walks its whole table within the call; no roam should wait those 10 ms.
+        self._collector = ThreadPoolExecutor(1, "conntrack collector")
+        self._next_collection: asyncio.TimerHandle | None = None
         self.resyncs = 0
         """Times that a table had to be read again because events were lost."""
 
@@ -84,13 +88,16 @@ class Agent:
         loop.add_reader(self._clients.fileno(), self._guarded, self._read_clients)
         loop.call_later(sync_timeout_s, self._shell.emit, SyncTimedOut())
         loop.call_later(REPAIR_INTERVAL_S, self._repair)
-        loop.call_later(COLLECT_INTERVAL_S, self._collect_expired)
+        self._next_collection = loop.call_later(COLLECT_INTERVAL_S, self._collect_expired)
 
     def close(self) -> None:
         """Stop listening; what is installed goes on forwarding."""
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._flows.fileno())
         loop.remove_reader(self._clients.fileno())
+        if self._next_collection is not None:
+            self._next_collection.cancel()
+        self._collector.shutdown()
         self._flows.close()
         self._clients.close()
         self._kernel.close()
@@ -131,9 +138,13 @@ class Agent:
     def _collect_expired(self) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        self._guarded(self._flows.collect_expired)
-        pause = max(COLLECT_INTERVAL_S, (loop.time() - began) / COLLECT_SHARE)
-        loop.call_later(pause, self._collect_expired)
+
+        def plan_next(_: object) -> None:
+            pause = max(COLLECT_INTERVAL_S, (loop.time() - began) / COLLECT_SHARE)
+            self._next_collection = loop.call_later(pause, self._collect_expired)
+
+        collect = self._flows.collect_expired
+        loop.run_in_executor(self._collector, self._guarded, collect).add_done_callback(plan_next)
 
 
 def _found(sightings: Iterable[ClientSeen]) -> list[ClientsFound]:

@@ -61,7 +61,9 @@ async def run(config: Config) -> None:
     engine = Engine(domain)
     feed = FeedLog(int.from_bytes(os.urandom(7), "big"), lambda: _contents(engine))
     reconciler = Reconciler(kernel, domain, engine)
-    shell = Shell(engine, kernel, reconciler, feed)
+    flows = LinuxFlowMonitor(domain.networks)
+    later = asyncio.get_running_loop().call_later
+    shell = Shell(engine, kernel, flows, reconciler, feed, later)
     shell.observers.append(_report_ready)
     agent = Agent(
         domain,
@@ -69,7 +71,7 @@ async def run(config: Config) -> None:
         shell,
         reconciler,
         kernel,
-        LinuxFlowMonitor(domain.networks),
+        flows,
         LinuxClientMonitor(domain),
     )
     subscriptions = [

@@ -16,12 +16,13 @@ from pathlib import Path
 from apagent.core.domain import (
     Ap,
     Domain,
+    Forward,
     Network,
     allocate_numbers,
     tunnel_address,
     tunnel_mac,
 )
-from apagent.core.model import ApId, NetworkName
+from apagent.core.model import PROTOCOL_NUMBERS, ApId, NetworkName
 from apagent.errors import ConfigError
 from apagent.toml_table import Table
 
@@ -116,7 +117,9 @@ class Config:
 
         `tunnel_mtu` is what fits the underlay; a configured MTU takes precedence.
         """
-        numbers = allocate_numbers((p.id for p in self.peers), adopted, self.kernel.capacity)
+        zones = sum(network.zone > 0 for network in self.networks)
+        capacity = self.kernel.capacity - zones
+        numbers = allocate_numbers((p.id for p in self.peers), adopted, capacity)
         return Domain(
             me=Ap(self.ap, 0, self.tunnel.address, self.tunnel.underlay),
             peers=tuple(Ap(p.id, numbers[p.id], p.tunnel_address, p.underlay) for p in self.peers),
@@ -130,6 +133,7 @@ class Config:
             route_table_base=self.kernel.route_table_base,
             nflog_group=self.kernel.nflog_group,
             device_prefix=self.kernel.device_prefix,
+            sync_timeout_s=self.sync_timeout_s,
         )
 
 
@@ -201,7 +205,7 @@ def _tunnel(table: Table, ap: ApId) -> tuple[TunnelConfig, IPv4Network]:
 def _peering(table: Table) -> tuple[Endpoint, float]:
     default = f"127.0.0.1:{DEFAULT_PEER_PORT}"
     listen = _endpoint(table, "listen", default)
-    timeout = table.seconds("sync_timeout_s", 5.0, 0.0, 600.0)
+    timeout = table.seconds("sync_timeout_s", 5.0, 0.1, 600.0)
     table.finish()
     return listen, timeout
 
@@ -234,6 +238,9 @@ def _network(table: Table) -> Network:
         vni=table.integer("vni", None, 1, (1 << 24) - 1),
         uplink=_interface(table, "uplink"),
         nat_address=_nat(table),
+        isolate_clients=table.flag("isolate_clients", default=False),
+        forwards=tuple(_forward(forward) for forward in table.tables("forwards")),
+        zone=table.integer("zone", 0, 0, 65535),
     )
     if network.gateway not in network.prefix:
         raise table.error(
@@ -241,8 +248,26 @@ def _network(table: Table) -> Network:
         )
     if network.uplink == network.client_interface:
         raise table.error("uplink", f"{network.uplink} is the client interface too; name another")
+    if network.zone and network.forwards:
+        raise table.error("zone", "a network with a zone can't have forwards; remove one of them")
+    for i, forward in enumerate(network.forwards):
+        if forward.client not in network.prefix:
+            name = table.name(f"forwards[{i}].client")
+            raise ConfigError(f"{name}: {forward.client} is outside the prefix {network.prefix}")
     table.finish()
     return network
+
+
+def _forward(table: Table) -> Forward:
+    port = table.integer("port", None, 1, 65535)
+    forward = Forward(
+        protocol=PROTOCOL_NUMBERS[table.choice("protocol", "tcp", ("tcp", "udp"))],
+        port=port,
+        client=table.address("client"),
+        client_port=table.integer("client_port", port, 1, 65535),
+    )
+    table.finish()
+    return forward
 
 
 def _nat(table: Table) -> IPv4Address | None:
@@ -300,10 +325,11 @@ def _endpoint(table: Table, key: str, default: str | None) -> Endpoint:
 
 
 def _check_peers(config: Config) -> None:
-    if len(config.peers) > config.kernel.capacity:
+    zones = sum(network.zone > 0 for network in config.networks)
+    if len(config.peers) + zones > config.kernel.capacity:
         raise ConfigError(
             f"kernel.mark_mask: {config.kernel.mark_mask:#x} tells {config.kernel.capacity} peers "
-            f"apart, but there are {len(config.peers)}; widen it"
+            f"and zones apart, but there are {len(config.peers)} and {zones}; widen it"
         )
     seen: dict[tuple[str, object], str] = {
         ("id", config.ap): "ap.id",
@@ -325,9 +351,22 @@ def _check_peers(config: Config) -> None:
                 raise ConfigError(f"{name}: {value} is used by {other} too; give each AP its own")
 
 
+def _check_forwards(config: Config) -> None:
+    seen: dict[tuple[str, int, int], str] = {}
+    for i, network in enumerate(config.networks):
+        for k, forward in enumerate(network.forwards):
+            name = f"networks[{i}].forwards[{k}].port"
+            other = seen.setdefault((network.uplink, forward.protocol, forward.port), name)
+            if other != name:
+                raise ConfigError(
+                    f"{name}: {forward.port} on {network.uplink} is taken by {other}; use another"
+                )
+
+
 def _check_networks(config: Config) -> None:
     if not config.networks:
         raise ConfigError("networks: is missing; add at least one [[networks]] table")
+    _check_forwards(config)
     for (i, one), (j, two) in combinations(enumerate(config.networks), 2):
         for key in ("name", "client_interface", "vni"):
             if getattr(one, key) == getattr(two, key):
@@ -335,10 +374,14 @@ def _check_networks(config: Config) -> None:
                     f"networks[{j}].{key}: {getattr(two, key)} is used by networks[{i}] too; "
                     "give each network its own"
                 )
-        if one.prefix.overlaps(two.prefix):
+        if one.zone and one.zone == two.zone:
             raise ConfigError(
-                f"networks[{j}].prefix: {two.prefix} overlaps {one.prefix} of networks[{i}]; "
-                "give each network its own"
+                f"networks[{j}].zone: {two.zone} is used by networks[{i}] too; use another"
+            )
+        if one.prefix.overlaps(two.prefix) and not (one.zone and two.zone):
+            raise ConfigError(
+                f"networks[{j}].prefix: {two.prefix} overlaps {one.prefix} of networks[{i}]; give "
+                "each network its own, or set zone in both to keep the same addresses apart"
             )
     for i, network in enumerate(config.networks):
         for owner, address in (

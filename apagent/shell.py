@@ -1,8 +1,9 @@
 """The shell around the engine: it takes events in, and carries effects and kernel changes out.
 
 Everything runs on one event loop. Sources call `emit`; what they emit within one turn of the loop
-is one batch: the engine takes all of it, then the kernel is changed, then the peers are told. So a
-roam installs the neighbour entry, moves the host route and is announced in one step.
+is one batch: the engine takes all of it, then the kernel is changed, then the peers are told, then
+the log and the observers. So a roam installs the neighbour entry, moves the host route and is
+announced in one step.
 """
 
 from __future__ import annotations
@@ -11,34 +12,57 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 
-from apagent.core.effects import Effect, ForgetClient, NotePeer, NoteRoam, NoteSync, Publish
+from apagent.core.effects import (
+    Effect,
+    EndFlows,
+    ForgetClient,
+    NotePeer,
+    NoteRoam,
+    NoteSync,
+    Publish,
+    WelcomeClient,
+)
 from apagent.core.engine import Engine
 from apagent.core.events import Event
 from apagent.core.feed import FeedLog
 from apagent.errors import KernelFault
-from apagent.kernel.port import DataPath
+from apagent.kernel.port import DataPath, FlowMonitor
 from apagent.reconcile import Reconciler
 
 log = logging.getLogger(__name__)
 
 Observer = Callable[[Event, list[Effect]], None]
+_Step = tuple[Event, list[Effect]]
+
+
+WELCOME_AGAIN_S = (0.05, 0.2)
+"""When an arriving client is told again where the gateway is: a frame that comes before its radio
+or its keys are ready is lost, and the client would ask again only after a second."""
 
 
 class Shell:
-    """Drives one engine; `feed` is where our publications go."""
+    """Drives one engine; `feed` is where our publications go.
+
+    `later` calls something after a number of seconds, as an event loop's `call_later` does.
+    """
 
     def __init__(
         self,
         engine: Engine,
         kernel: DataPath,
+        flows: FlowMonitor,
         reconciler: Reconciler,
         feed: FeedLog,
+        later: Callable[[float, Callable[[], None]], object],
     ) -> None:
         self._engine = engine
         self._kernel = kernel
+        self._flows = flows
         self._reconciler = reconciler
         self._feed = feed
+        self._later = later
         self._waiting: list[Event] = []
         self.observers: list[Observer] = []
         """Called with every event and its effects, after they are carried out."""
@@ -50,41 +74,83 @@ class Shell:
         self._waiting.append(event)
 
     def drain(self) -> None:
-        """Work off what waits."""
+        """Work off what waits; telling about it can wait until the peers have it."""
         events, self._waiting = self._waiting, []
         if events:
-            self.run(events)
+            asyncio.get_running_loop().call_soon(self._tell, self._work_off(events))
 
     def run(self, events: list[Event]) -> None:
         """Work off `events` as one batch."""
+        self._tell(self._work_off(events))
+
+    def _work_off(self, events: list[Event]) -> list[_Step]:
+        """Do what a roam waits for, in this order.
+
+        A client is welcome before the kernel knows that it is here: its grace would come too late
+        for a packet in between. A flow ends here when its packets go elsewhere already.
+        """
         now = time.time()
         steps = [(event, self._engine.step(event, now)) for event in events]
+        effects = [effect for _, effects in steps for effect in effects]
+        for effect in effects:
+            if isinstance(effect, WelcomeClient):
+                self._welcome(effect)
+                for delay_s in WELCOME_AGAIN_S:
+                    self._later(delay_s, partial(self._welcome_again, effect))
         self._reconciler.flush()
+        for effect in effects:
+            self._carry_out(effect)
+        return steps
+
+    def _tell(self, steps: list[_Step]) -> None:
+        """Tell the log and the observers."""
         for _, effects in steps:
             for effect in effects:
-                self._carry_out(effect)
+                _note(effect)
         for observer in self.observers:
             for event, effects in steps:
                 observer(event, effects)
 
+    def _welcome(self, e: WelcomeClient) -> None:
+        kernel = self._kernel
+        self._attempt(lambda: kernel.welcome_client(e.network, e.mac, e.addresses, e.elsewhere))
+
+    def _welcome_again(self, e: WelcomeClient) -> None:
+        client = self._engine.clients[e.network].get(e.mac)
+        if client is not None and client.claim.ap == self._engine.me:
+            self._welcome(e)
+
     def _carry_out(self, effect: Effect) -> None:
+        kernel = self._kernel
         match effect:
             case Publish():
                 self._feed.append(effect.tables, effect.claims, effect.clock)
-            case ForgetClient():
-                self._forget(effect)
-            case NoteRoam():
-                log.info("%s", describe_roam(effect))
-            case NotePeer():
-                log.info("%s", describe_peer(effect))
+            case ForgetClient() as left:
+                self._attempt(lambda: kernel.forget_client(left.network, left.mac, left.addresses))
+            case EndFlows() as lost:
+                self._attempt(lambda: self._flows.end(lost.network, lost.flows))
             case NoteSync():
-                log.info("%s", describe_sync(effect))
+                self._attempt(kernel.release_hold)
 
-    def _forget(self, effect: ForgetClient) -> None:
+    @staticmethod
+    def _attempt(action: Callable[[], None]) -> None:
+        """What makes a roam smoother is worth a try, and its failure no more than a warning."""
         try:
-            self._kernel.forget_clients(effect.network, [effect.mac])
+            action()
         except KernelFault as fault:
-            log.warning("client %s: its old bridge entry stays: %s", effect.mac, fault)
+            log.warning("%s", fault)
+
+
+def _note(effect: Effect) -> None:
+    match effect:
+        case NoteRoam():
+            log.info("%s", describe_roam(effect))
+        case NotePeer():
+            log.info("%s", describe_peer(effect))
+        case NoteSync():
+            log.info("%s", describe_sync(effect))
+        case EndFlows():
+            log.info("%d flows end here: others have the better right to them", len(effect.flows))
 
 
 def describe_roam(note: NoteRoam) -> str:

@@ -57,6 +57,14 @@ class Table:
             raise self.error(key, f"{value} is out of range; expected {low} to {high}")
         return value
 
+    def flag(self, key: str, *, default: bool) -> bool:
+        """True or false."""
+        self._known.add(key)
+        value = self._data.get(key, default)
+        if not isinstance(value, bool):
+            raise self.error(key, f"expected true or false, found {_type_name(type(value))}")
+        return value
+
     def seconds(self, key: str, default: float, low: float, high: float) -> float:
         """A number of seconds from `low` to `high`."""
         value = float(self._take(key, (int, float), default))

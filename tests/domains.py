@@ -5,7 +5,17 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv4Network
 
 from apagent.core.domain import Ap, Domain, Network
-from apagent.core.model import ApId, Claim, Flow, FlowKey, Mac, Nat, NetworkName, Translation
+from apagent.core.model import (
+    ApId,
+    Claim,
+    Flow,
+    FlowKey,
+    Mac,
+    Nat,
+    NetworkName,
+    Translation,
+    stamped,
+)
 
 LAN = NetworkName("lan")
 AP1, AP2, AP3 = ApId("ap1"), ApId("ap2"), ApId("ap3")
@@ -51,6 +61,7 @@ def domain(me: ApId = AP1, aps: int = 3, networks: tuple[Network, ...] = ()) -> 
         route_table_base=77000,
         nflog_group=77,
         device_prefix="apv-",
+        sync_timeout_s=5.0,
     )
 
 
@@ -70,6 +81,6 @@ def claim(ap: ApId, generation: int, mac: Mac = ANN, address: IPv4Address | None
     return Claim(LAN, mac, ap, generation, addresses)
 
 
-def nat(n: int) -> Nat:
-    """The n-th translation of ap1."""
-    return Translation(IPv4Address("203.0.113.11"), n).packed
+def at(generation: int, nat: Nat = NAT) -> Nat:
+    """A translation made under a claim of this generation."""
+    return stamped(nat, generation)

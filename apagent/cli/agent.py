@@ -109,10 +109,9 @@ def _check_config(arguments: argparse.Namespace) -> int:
         print(f"apagent: {arguments.file}: {text}", file=sys.stderr)
     if missing:
         return ExitCode.ERROR
-    print(
-        f"{arguments.file}: ok: {config.ap} with {len(config.peers)} peers "
-        f"and {len(config.networks)} networks"
-    )
+    peers = ", ".join(peer.id for peer in config.peers) or "none"
+    networks = ", ".join(network.name for network in config.networks)
+    print(f"{arguments.file}: ok: {config.ap}; peers: {peers}; networks: {networks}")
     return ExitCode.OK
 
 

@@ -158,7 +158,7 @@ class EngineBackend:
             for view in note_events(effects, now):
                 callback(view)
             if flows:
-                for view in flow_events(event, self._engine.me, now):
+                for view in flow_events(event, effects, self._engine.me, now):
                     callback(view)
 
         self._shell.observers.append(observe)
@@ -166,7 +166,7 @@ class EngineBackend:
 
     def _counters(self) -> tuple[Counters, tuple[str, ...]]:
         try:
-            return self._kernel.counters(), ()
+            return self._kernel.counters(), tuple(self._kernel.warnings())
         except KernelFault as fault:
             return _NO_COUNTERS, (f"our counters can't be read: {fault}",)
 

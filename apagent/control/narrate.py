@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Address
 
 from apagent.control.views import AgentEventView
-from apagent.core.effects import Effect, NotePeer, NoteRoam, NoteSync
-from apagent.core.events import Event, FlowsChanged, PeerDelta
+from apagent.core.effects import Effect, NotePeer, NoteRoam, NoteSync, Publish
+from apagent.core.events import Event, PeerDelta
 from apagent.core.model import ApId, Flow, NetworkName, SessionChanges
 from apagent.shell import describe_peer, describe_roam, describe_sync
 
@@ -26,13 +26,15 @@ def note_events(effects: list[Effect], now: float) -> Iterator[AgentEventView]:
                 yield AgentEventView(now, "sync", describe_sync(effect), fields)
 
 
-def flow_events(event: Event, me: ApId, now: float) -> Iterator[AgentEventView]:
-    """Flows that opened and closed, one view each."""
-    match event:
-        case FlowsChanged():
-            yield from _flows({event.network: event.changes}, me, now)
-        case PeerDelta():
-            yield from _flows(event.tables, event.peer, now)
+def flow_events(
+    event: Event, effects: list[Effect], me: ApId, now: float
+) -> Iterator[AgentEventView]:
+    """Flows that opened and closed, one view each: as peers feed them, and as we publish ours."""
+    if isinstance(event, PeerDelta):
+        yield from _flows(event.tables, event.peer, now)
+    for effect in effects:
+        if isinstance(effect, Publish):
+            yield from _flows(effect.tables, me, now)
 
 
 def _roam(note: NoteRoam, now: float) -> AgentEventView:

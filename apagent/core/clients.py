@@ -51,6 +51,8 @@ class Place:
 
     mac: Mac | None = None
     ap: ApId | None = None
+    confirmed: bool = False
+    """Served here by a claim that is not provisional."""
 
 
 class ClientTable:
@@ -83,6 +85,15 @@ class ClientTable:
         clients = [self._clients[mac] for mac in self._named.get(address, ())]
         return max(clients, key=lambda client: client.claim.precedence, default=None)
 
+    def elsewhere(self) -> Iterator[IPv4Address]:
+        """The addresses of clients that other APs serve."""
+        return (
+            address
+            for client in self
+            if client.claim.ap != self._me
+            for address in client.claim.addresses
+        )
+
     def own_claims(self) -> list[Claim]:
         """What our feed says about clients: those that we serve, and those that left from us."""
         claims = [client.claim for client in self if client.claim.ap == self._me]
@@ -93,7 +104,9 @@ class ClientTable:
         owner = self.owner(address)
         if owner is not None:
             claim = owner.claim
-            return Place(mac=claim.mac) if claim.ap == self._me else Place(ap=claim.ap)
+            if claim.ap == self._me:
+                return Place(mac=claim.mac, confirmed=claim.generation > 0)
+            return Place(ap=claim.ap)
         return Place(ap=self._adopted_routes.get(address))
 
     def places(self) -> dict[IPv4Address, Place]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import Generic, TypeVar
 
-from apagent.core.clients import ClientTable
+from apagent.core.clients import ClientTable, Place
 from apagent.core.model import ApId, FlowKey, Mac, SocketKey
 from apagent.core.session_tables import SessionTables
 
@@ -35,9 +35,9 @@ class NetworkState:
     """Peers' sessions: flow -> anchor."""
     sockets: dict[SocketKey, ApId] = field(default_factory=dict)
     """Clients' UDP sockets -> the anchor that holds their mapping."""
-    elsewhere: dict[IPv4Address, bool] = field(default_factory=dict)
-    """Addresses of clients that another AP serves (value: True): the first packet that comes from
-    one of them on the client interface raises a `Source.DATA` event."""
+    known: dict[IPv4Address, Mac] = field(default_factory=dict)
+    """The clients that we claim. A packet on the client interface whose addresses are no such pair
+    raises a `Source.DATA` event, and what it starts in mid-connection is dropped, not reset."""
     routes: dict[IPv4Address, ApId] = field(default_factory=dict)
     """Host routes: client address -> serving AP."""
     neighbours: dict[IPv4Address, Mac] = field(default_factory=dict)
@@ -50,23 +50,22 @@ class NetworkDelta:
 
     flows: dict[FlowKey, Change[ApId]] = field(default_factory=dict)
     sockets: dict[SocketKey, Change[ApId]] = field(default_factory=dict)
-    elsewhere: dict[IPv4Address, Change[bool]] = field(default_factory=dict)
+    known: dict[IPv4Address, Change[Mac]] = field(default_factory=dict)
     routes: dict[IPv4Address, Change[ApId]] = field(default_factory=dict)
     neighbours: dict[IPv4Address, Change[Mac]] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return bool(self.flows or self.sockets or self.elsewhere or self.routes or self.neighbours)
+        return bool(self.flows or self.sockets or self.known or self.routes or self.neighbours)
 
 
 def wanted(sessions: SessionTables, clients: ClientTable) -> NetworkState:
     """What the kernel should hold for a network."""
     places = clients.places()
-    routes = {address: place.ap for address, place in places.items() if place.ap is not None}
     return NetworkState(
         flows=sessions.desired_flows(),
         sockets=sessions.desired_sockets(),
-        elsewhere=dict.fromkeys(routes, True),
-        routes=routes,
+        known={a: mac for a, place in places.items() if (mac := _known(place)) is not None},
+        routes={address: place.ap for address, place in places.items() if place.ap is not None},
         neighbours={a: place.mac for a, place in places.items() if place.mac is not None},
     )
 
@@ -82,7 +81,7 @@ def drain_changes(sessions: SessionTables, clients: ClientTable) -> NetworkDelta
         new = clients.place(address)
         _put(delta.neighbours, address, old.mac, new.mac)
         _put(delta.routes, address, old.ap, new.ap)
-        _put(delta.elsewhere, address, _present(old.ap), _present(new.ap))
+        _put(delta.known, address, _known(old), _known(new))
     sessions.touched_flows.clear()
     sessions.touched_sockets.clear()
     clients.touched.clear()
@@ -94,7 +93,7 @@ def difference(actual: NetworkState, should: NetworkState) -> NetworkDelta:
     return NetworkDelta(
         flows=_differences(actual.flows, should.flows),
         sockets=_differences(actual.sockets, should.sockets),
-        elsewhere=_differences(actual.elsewhere, should.elsewhere),
+        known=_differences(actual.known, should.known),
         routes=_differences(actual.routes, should.routes),
         neighbours=_differences(actual.neighbours, should.neighbours),
     )
@@ -115,5 +114,5 @@ def _put(changes: dict[K, Change[V]], key: K, old: V | None, new: V | None) -> N
         changes[key] = Change(old, new)
 
 
-def _present(ap: ApId | None) -> bool | None:
-    return None if ap is None else True
+def _known(place: Place) -> Mac | None:
+    return place.mac if place.confirmed else None

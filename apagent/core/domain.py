@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from ipaddress import IPv4Address, IPv4Network
 
-from apagent.core.model import ApId, Mac, NetworkName
+from apagent.core.model import ApId, Flow, FlowKey, Mac, Nat, NetworkName, Translation
 
 VXLAN_OVERHEAD = 50
 """Bytes that VXLAN adds: 20 IPv4, 8 UDP, 8 VXLAN, 14 inner Ethernet (RFC 7348, section 5)."""
@@ -52,7 +52,10 @@ def allocate_numbers(
     numbers = {ap: adopted[ap] for ap in wanted if 1 <= adopted.get(ap, 0) <= capacity}
     if len(set(numbers.values())) != len(numbers):
         numbers = {}
-    free = (n for n in range(1, capacity + 1) if n not in set(numbers.values()))
+    taken = set(numbers.values())
+    # A vanished peer's number may still stand in the session maps: it is given away last.
+    stale = set(adopted.values()) - taken
+    free = iter(sorted({*range(1, capacity + 1)} - taken, key=lambda n: (n in stale, n)))
     for ap in wanted:
         if ap not in numbers:
             numbers[ap] = next(free)
@@ -75,6 +78,22 @@ class Ap:
 
 
 @dataclass(frozen=True, slots=True)
+class Forward:
+    """A static port forward: what comes to our uplink's `port` goes to a client's."""
+
+    protocol: int
+    port: int
+    client: IPv4Address
+    client_port: int
+
+    @property
+    def key(self) -> FlowKey:
+        """The standing session that brings the client's answers back to us (`is_standing`)."""
+        any_remote = IPv4Address(0)
+        return Flow(self.protocol, self.client, self.client_port, any_remote, 0).key
+
+
+@dataclass(frozen=True, slots=True)
 class Network:
     """A client network: the same prefix, gateway address and gateway MAC on every AP."""
 
@@ -86,6 +105,17 @@ class Network:
     uplink: str
     nat_address: IPv4Address | None
     """Source address of translated packets; None: masquerade with the uplink's own address."""
+    isolate_clients: bool = False
+    """Keep clients on different APs apart; else they reach each other untranslated."""
+    forwards: tuple[Forward, ...] = ()
+    zone: int = 0
+    """Conntrack zone of the clients' side, where another network here has the same addresses."""
+
+    @property
+    def standing(self) -> dict[FlowKey, Nat]:
+        """The standing sessions that our forwards are."""
+        address = self.nat_address or IPv4Address(0)
+        return {f.key: Translation(address, f.port).packed for f in self.forwards}
 
 
 @dataclass(frozen=True)
@@ -107,6 +137,8 @@ class Domain:
     route_table_base: int
     nflog_group: int
     device_prefix: str
+    sync_timeout_s: float
+    """How long a fresh AP may hold back what could belong to a peer's flow."""
 
     @cached_property
     def peer_by_id(self) -> dict[ApId, Ap]:
@@ -127,6 +159,10 @@ class Domain:
     def _network_index(self) -> dict[NetworkName, int]:
         return {name: i for i, name in enumerate(sorted(self.network_by_name))}
 
+    def others(self, network: Network) -> list[Network]:
+        """The other networks."""
+        return [other for other in self.networks if other is not network]
+
     @property
     def mark_shift(self) -> int:
         """How far an anchor's number is shifted into the mark."""
@@ -140,6 +176,19 @@ class Domain:
     def mark(self, ap: Ap) -> int:
         """The fwmark bits that send a packet to the anchor `ap`."""
         return ap.number << self.mark_shift
+
+    @cached_property
+    def _zone_numbers(self) -> dict[NetworkName, int]:
+        zoned = sorted(network.name for network in self.networks if network.zone)
+        highest = self.mark_mask >> self.mark_shift
+        return {name: highest - i for i, name in enumerate(zoned)}
+
+    def zone_mark(self, network: Network) -> int:
+        """The fwmark bits that tell a packet to a client of a network with a zone.
+
+        Counted from the top, while anchors' numbers count from 1.
+        """
+        return self._zone_numbers[network.name] << self.mark_shift
 
     def device(self, network: Network) -> str:
         """Name of the network's tunnel device."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
-from apagent.core.model import ApId, Claim, Mac, NetworkName, SessionChanges
+from apagent.core.model import ApId, Claim, FlowKey, Mac, NetworkName, SessionChanges
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +26,39 @@ class Publish:
 class ForgetClient:
     """Make the bridge and the neighbour table forget a client that another AP serves now.
 
-    Otherwise the bridge would say nothing when the client returns.
+    Otherwise the bridge would say nothing when the client returns. The clients here are told that
+    its addresses are to be found behind the gateway now.
     """
 
     network: NetworkName
     mac: Mac
+    addresses: tuple[IPv4Address, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EndFlows:
+    """Delete our own conntrack entries of these flows.
+
+    Another anchor has the better right to them, or the client's address is another client's now.
+    """
+
+    network: NetworkName
+    flows: tuple[FlowKey, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WelcomeClient:
+    """A client has come to us: make its first packets succeed.
+
+    It is told that the gateway, and behind it the clients `elsewhere`, are here; and for a short
+    time packets in mid-connection that match nothing yet are dropped instead of reset, since their
+    sessions may still be on their way.
+    """
+
+    network: NetworkName
+    mac: Mac
+    addresses: tuple[IPv4Address, ...]
+    elsewhere: tuple[IPv4Address, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,4 +91,4 @@ class NoteSync:
     missing: tuple[ApId, ...]
 
 
-Effect = Publish | ForgetClient | NoteRoam | NotePeer | NoteSync
+Effect = Publish | ForgetClient | EndFlows | WelcomeClient | NoteRoam | NotePeer | NoteSync

@@ -10,14 +10,25 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 from enum import StrEnum
 from functools import singledispatchmethod
 from ipaddress import IPv4Address
+from itertools import islice
 
 from apagent.core.clients import Client, ClientTable, Move
 from apagent.core.desired import NetworkDelta, NetworkState, drain_changes, wanted
 from apagent.core.domain import Domain, Network
-from apagent.core.effects import Effect, ForgetClient, NotePeer, NoteRoam, NoteSync, Publish
+from apagent.core.effects import (
+    Effect,
+    EndFlows,
+    ForgetClient,
+    NotePeer,
+    NoteRoam,
+    NoteSync,
+    Publish,
+    WelcomeClient,
+)
 from apagent.core.events import (
     ClientAged,
     ClientSeen,
@@ -33,12 +44,27 @@ from apagent.core.events import (
     Source,
     SyncTimedOut,
 )
-from apagent.core.model import ApId, Claim, FlowKey, Mac, Nat, NetworkName, SessionChanges, Sessions
+from apagent.core.model import (
+    MAX_GENERATION,
+    TRANSLATION,
+    ApId,
+    Claim,
+    FlowKey,
+    Mac,
+    Nat,
+    NetworkName,
+    SessionChanges,
+    Sessions,
+    client_of,
+    stamped,
+)
 from apagent.core.roam import Verdict, judge
 from apagent.core.session_tables import UNKNOWN_NAT, SessionTables
 
 MAX_ADDRESSES = 16
 """IPv4 addresses per client; beyond that the lowest are dropped for a new one."""
+MAX_ANNOUNCED = 64
+"""Clients elsewhere that a client is told of when it arrives; it asks for the others by ARP."""
 MAX_EARLY_SIGHTINGS = 65536
 """Sightings before we are in sync that are kept to be judged then."""
 
@@ -77,6 +103,10 @@ class Engine:
         """Take one event in; `now` is any clock in seconds, for display only."""
         self._now = now
         self._handle(event)
+        for name, tables in self.sessions.items():
+            if tables.lost:
+                self._effects.append(EndFlows(name, tuple(tables.lost)))
+                tables.lost.clear()
         effects, self._effects = self._effects, []
         if self._tables_out or self._claims_out:
             effects.append(Publish(self._tables_out, tuple(self._claims_out), self.clock))
@@ -109,7 +139,9 @@ class Engine:
 
     @_handle.register
     def _(self, event: FlowsChanged) -> None:
-        changes = self.sessions[event.network].apply(self.me, event.changes)
+        changes = self.sessions[event.network].apply(
+            self.me, self._stamp(event.network, event.changes)
+        )
         if changes:
             self._tables_out[event.network] = changes
             self._release_silent(event.network)
@@ -117,7 +149,10 @@ class Engine:
     @_handle.register
     def _(self, event: FlowsListed) -> None:
         for name, tables in self.sessions.items():
-            changes = tables.replace(self.me, event.tables.get(name, {}))
+            listed = self._stamp(name, event.tables.get(name, {}))
+            standing = self.domain.network_by_name[name].standing
+            flows = {key: nat for key, nat in listed.items() if nat is not None}
+            changes = tables.replace(self.me, {**flows, **standing})
             if changes:
                 self._tables_out[name] = changes
         self._flows_listed = True
@@ -206,7 +241,7 @@ class Engine:
     def _see(self, event: ClientSeen) -> None:
         clients = self.clients[event.network]
         client = clients.get(event.mac)
-        verdict = judge(event, client, self.me)
+        verdict = judge(event, client, self.me, self._now)
         if verdict is Verdict.IGNORE:
             return
         known = client.claim if client else None
@@ -247,14 +282,40 @@ class Engine:
         clients = self.clients[claim.network]
         before = clients.get(claim.mac)
         from_ap = before.claim.ap if before else None
+        owners = {address: clients.owner(address) for address in claim.addresses}
         client = clients.merge(claim, self._now)
         if client is None:
+            self._learn_from_stale(claim)
             return
+        for address, owner in owners.items():
+            if owner not in (None, client) and clients.owner(address) is client:
+                self._end_flows_of(claim.network, address)
         if from_ap == self.me and claim.ap != self.me:
-            self._effects.append(ForgetClient(claim.network, claim.mac))
+            addresses = tuple(sorted(before.claim.addresses)) if before else ()
+            self._effects.append(ForgetClient(claim.network, claim.mac, addresses))
+        if from_ap != self.me and claim.ap == self.me and claim.generation:
+            self._effects.append(
+                WelcomeClient(
+                    claim.network,
+                    claim.mac,
+                    tuple(sorted(claim.addresses)),
+                    tuple(islice(clients.elsewhere(), MAX_ANNOUNCED)),
+                )
+            )
         to_ap = None if claim.released else claim.ap
         if from_ap != to_ap:
             self._note_move(client, from_ap, to_ap, source)
+
+    def _learn_from_stale(self, claim: Claim) -> None:
+        """A claim that came too late may still know an address of our client that we don't."""
+        clients = self.clients[claim.network]
+        client = clients.get(claim.mac)
+        if client is None or client.claim.ap != self.me or claim.released:
+            return
+        known = client.claim.addresses
+        news = frozenset(a for a in claim.addresses - known if clients.owner(a) is None)
+        if news and len(known) + len(news) <= MAX_ADDRESSES:
+            self._claim(replace(client.claim, addresses=known | news), "peer")
 
     def _note_move(
         self, client: Client, from_ap: ApId | None, to_ap: ApId | None, source: str
@@ -284,13 +345,46 @@ class Engine:
                 totals[ap] = totals.get(ap, 0) + count
         return totals
 
+    def _end_flows_of(self, network: NetworkName, address: IPv4Address) -> None:
+        """The address is another client's now: what the former one opened must not carry on."""
+        own = self.sessions[network].table(self.me)
+        flows = tuple(key for key in own if key[:4] == address.packed)
+        if flows:
+            self._effects.append(EndFlows(network, flows))
+
+    def _stamp(self, network: NetworkName, changes: SessionChanges) -> dict[FlowKey, Nat | None]:
+        """Note in each newly opened session the generation of its client's claim.
+
+        What the first listing finds is older than any claim. What opens while we don't serve its
+        client for certain may be some peer's: it yields to whoever has it too.
+        """
+        own, clients = self.sessions[network].table(self.me), self.clients[network]
+        generations: dict[bytes, int] = {}
+        result: dict[FlowKey, Nat | None] = {}
+        for key, nat in changes.items():
+            known = own.get(key)
+            if nat is None or (known and known[TRANSLATION] == nat[TRANSLATION]):
+                result[key] = nat and known
+                continue
+            address = client_of(key)
+            if address not in generations:
+                owner = clients.owner(IPv4Address(address))
+                generations[address] = (owner.claim.generation if owner else 0) or MAX_GENERATION
+            result[key] = stamped(nat, generations[address] if self._flows_listed else 0)
+        return result
+
     def _release_silent(self, network: NetworkName) -> None:
         """Release the clients that have gone: aged by the bridge, and no session left anywhere."""
         clients = self.clients[network]
         for mac in tuple(clients.aged):
             client = clients.get(mac)
-            if client is not None and not self.flows_of(client):
+            if client is not None and not self._is_needed(client):
                 self._claim(Claim(network, mac, self.me, self.clock + 1, released=True), Source.FDB)
+
+    def _is_needed(self, client: Client) -> bool:
+        sessions = self.sessions[client.claim.network]
+        awaited = any(sessions.is_awaited(a.packed) for a in client.claim.addresses)
+        return awaited or bool(self.flows_of(client))
 
     # --- sync
 

@@ -28,19 +28,28 @@ For an ICMP echo the client port is the identifier and the remote port is 0 (RFC
 """
 
 Nat = NewType("Nat", bytes)
-"""What the anchor made of the client's address and port (6 bytes)."""
+"""What the anchor made of the client's address and port, and since when (10 bytes).
+
+"When" is the generation of the client's claim at the time, which orders two anchors of one flow.
+"""
 
 SocketKey = NewType("SocketKey", bytes)
-"""A client's UDP socket: client address and port (6 bytes). See RFC 4787, section 4.1."""
+"""A client's socket: address, protocol, port (7 bytes). See RFC 4787, section 4.1."""
 
 ICMP, TCP, UDP = 1, 6, 17
 PROTOCOL_NAMES = {ICMP: "icmp", TCP: "tcp", UDP: "udp"}
 PROTOCOL_NUMBERS = {name: number for number, name in PROTOCOL_NAMES.items()}
 
 _FLOW = struct.Struct(">IIBHH")
-_NAT = struct.Struct(">IH")
+_NAT = struct.Struct(">IHI")
+_ANY_REMOTE = bytes(4)
 FLOW_KEY_SIZE = _FLOW.size
 NAT_SIZE = _NAT.size
+TRANSLATION = slice(0, 6)
+"""Address and port in a `Nat`."""
+GENERATION = slice(6, 10)
+"""The generation in a `Nat`: in network order, so that bytes compare like numbers."""
+MAX_GENERATION = 0xFFFFFFFF
 PROTOCOL_OFFSET = 8
 """Where the protocol stands in a `FlowKey`."""
 
@@ -81,21 +90,26 @@ class Flow(NamedTuple):
 
 
 class Translation(NamedTuple):
-    """The readable form of a `Nat`: the address and port that the server sees."""
+    """The readable form of a `Nat`: the address and port that the server sees.
+
+    `generation` is that of the client's claim when the flow was opened, at most `MAX_GENERATION`,
+    which also stands for "not known": such a session yields to any other anchor's.
+    """
 
     address: IPv4Address
     port: int
+    generation: int = 0
 
     @property
     def packed(self) -> Nat:
         """The packed form."""
-        return Nat(_NAT.pack(int(self.address), self.port))
+        return Nat(_NAT.pack(int(self.address), self.port, self.generation))
 
     @classmethod
     def of(cls, nat: Nat) -> Translation:
         """Unpack `nat`."""
-        address, port = _NAT.unpack(nat)
-        return cls(IPv4Address(address), port)
+        address, port, generation = _NAT.unpack(nat)
+        return cls(IPv4Address(address), port, generation)
 
 
 def client_of(key: FlowKey) -> bytes:
@@ -103,9 +117,22 @@ def client_of(key: FlowKey) -> bytes:
     return key[:4]
 
 
+def is_standing(key: FlowKey) -> bool:
+    """Whether `key` stands for all flows of a client's socket: its remote is 0.0.0.0.
+
+    A port forward is such a session. It lives as long as it is configured at its anchor.
+    """
+    return key[4:8] == _ANY_REMOTE
+
+
+def stamped(nat: Nat, generation: int) -> Nat:
+    """`nat` with another generation."""
+    return Nat(nat[TRANSLATION] + min(generation, MAX_GENERATION).to_bytes(4, "big"))
+
+
 def socket_of(key: FlowKey) -> SocketKey:
-    """The client's socket in `key` (address and port)."""
-    return SocketKey(key[:4] + key[9:11])
+    """The client's socket in `key`."""
+    return SocketKey(key[:4] + key[8:11])
 
 
 SessionChanges = Mapping[FlowKey, Nat | None]

@@ -14,15 +14,16 @@ listens, so that flows from before our start, or from while we were down, would 
 from __future__ import annotations
 
 import contextlib
+import errno
 import struct
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from apagent.core.domain import Network
 from apagent.core.events import FlowsChanged
-from apagent.core.model import ICMP, TCP, UDP, FlowKey, Nat, NetworkName, Sessions
+from apagent.core.model import ICMP, TCP, UDP, Flow, FlowKey, Nat, NetworkName, Sessions
 from apagent.errors import EventsLost
-from apagent.kernel.wire import NLM_F_DUMP, Message, Netlink, attributes, split
+from apagent.kernel.wire import NLM_F_DUMP, Message, Netlink, attribute, attributes, split
 
 EVENTS_PER_READ = 16384
 """Bounds one `read` to some tenths of a second, so that the event loop breathes."""
@@ -41,15 +42,17 @@ _NFGEN_NONE = b"\x07\0\0\0"
 """struct nfgenmsg: AF_BRIDGE, which no entry is of."""
 
 _TUPLE_ORIGINAL, _TUPLE_REPLY = 1, 2
-_TUPLE_IP, _TUPLE_PROTOCOL = 1, 2
+_TUPLE_IP, _TUPLE_PROTOCOL, _TUPLE_ZONE = 1, 2, 3
 _IP_SOURCE, _IP_DESTINATION = 1, 2
-_NUMBER, _SOURCE_PORT, _DESTINATION_PORT, _ICMP_ID, _ICMP_TYPE = 1, 2, 3, 4, 5
+_NUMBER, _SOURCE_PORT, _DESTINATION_PORT, _ICMP_ID, _ICMP_TYPE, _ICMP_CODE = 1, 2, 3, 4, 5, 6
 """Attributes (linux/netfilter/nfnetlink_conntrack.h)."""
 _NESTED = 0x8000
 _ATTRIBUTE = struct.Struct("=HH")
 _IPV4_SIZE = 4
 _ECHO_REQUEST = b"\x08"
 _NO_PORT = b"\0\0"
+_NO_GENERATION = bytes(4)
+"""The engine knows under which claim a flow was opened; the kernel doesn't."""
 
 _ICMP_NUMBER = bytes([ICMP])
 _PORT_PROTOCOLS = {bytes([TCP]), bytes([UDP])}
@@ -89,27 +92,50 @@ class OurFlow(NamedTuple):
 
 
 class _Tuples(NamedTuple):
-    """What counts of an entry's two tuples; for an echo a port is the identifier."""
+    """What counts of an entry's two tuples; for an echo a port is the identifier.
 
-    client: bytes
-    client_port: bytes
-    remote: bytes
-    remote_port: bytes
+    Source and destination of the original direction, then destination and source of the reply.
+    """
+
+    source: bytes
+    source_port: bytes
+    destination: bytes
+    destination_port: bytes
     protocol: bytes
-    nat: bytes
-    nat_port: bytes
+    reply_destination: bytes
+    reply_destination_port: bytes
+    reply_source: bytes
+    reply_source_port: bytes
+    zone: int = 0
+    """Of the original direction."""
+
+    def reversed(self) -> _Tuples:
+        """As the reply's sender has it, who is a client if a port is forwarded to it."""
+        return _Tuples(
+            self.reply_source,
+            self.reply_source_port,
+            self.source,
+            self.source_port,
+            self.protocol,
+            self.destination,
+            self.destination_port,
+            self.source,
+            self.source_port,
+            self.zone,
+        )
 
 
 class FlowParser:
-    """Picks from ctnetlink messages the flows of some networks that are source-translated.
+    """Picks from ctnetlink messages the flows of some networks that are translated.
 
-    Translated means that replies come to another address or port than the client's own. The
-    flow's key is what the client sends, also if the destination is translated as well.
+    Either a client opened the flow, and replies come to another address or port than its own. Or
+    the flow was opened to a forwarded port, and replies come from a client instead of from there.
+    The flow's key is what the client sends.
     """
 
     def __init__(self, networks: Iterable[Network]) -> None:
         self._prefixes = [
-            (int(n.prefix.network_address), int(n.prefix.netmask), n.name) for n in networks
+            (n.zone, int(n.prefix.network_address), int(n.prefix.netmask), n.name) for n in networks
         ]
 
     def parse(self, body: bytes) -> OurFlow | None:
@@ -117,17 +143,20 @@ class FlowParser:
         tuples = port_tuples(body) or any_tuples(body)
         if tuples is None:
             return None
-        client, client_port, remote, remote_port, protocol, nat, nat_port = tuples
-        network = self._network_of(client)
+        network = self._network_of(tuples.source, tuples.zone)
+        if network is None:
+            tuples = tuples.reversed()
+            network = self._network_of(tuples.source, tuples.zone)
+        client, client_port, remote, remote_port, protocol, nat, nat_port = tuples[:7]
         if network is None or (nat == client and nat_port == client_port):
             return None
         key = client + remote + protocol + client_port + remote_port
-        return OurFlow(network, FlowKey(key), Nat(nat + nat_port))
+        return OurFlow(network, FlowKey(key), Nat(nat + nat_port + _NO_GENERATION))
 
-    def _network_of(self, client: bytes) -> NetworkName | None:
+    def _network_of(self, client: bytes, zone: int) -> NetworkName | None:
         address = int.from_bytes(client, "big")
-        for network, mask, name in self._prefixes:
-            if address & mask == network:
+        for its_zone, network, mask, name in self._prefixes:
+            if address & mask == network and zone == its_zone:
                 return name
         return None
 
@@ -142,10 +171,12 @@ def port_tuples(body: bytes) -> _Tuples | None:
     fields = _PORT_TUPLES.unpack_from(body, len(_NFGEN_IPV4))
     if fields[::2] != _PORT_HEADERS:
         return None
-    client, remote, protocol, port, remote_port, _, nat, _, _, nat_port = fields[1::2]
+    source, destination, protocol, port, to_port, inside, nat, _, inside_port, nat_port = fields[
+        1::2
+    ]
     if protocol not in _PORT_PROTOCOLS:
         return None
-    return _Tuples(client, port, remote, remote_port, protocol, nat, nat_port)
+    return _Tuples(source, port, destination, to_port, protocol, nat, nat_port, inside, inside_port)
 
 
 def any_tuples(body: bytes) -> _Tuples | None:
@@ -161,13 +192,17 @@ def any_tuples(body: bytes) -> _Tuples | None:
         return None
     if protocol in _PORT_PROTOCOLS:
         port, remote_port = ports[_SOURCE_PORT], ports[_DESTINATION_PORT]
-        nat_port = outside_ports[_DESTINATION_PORT]
+        inside_port, nat_port = outside_ports[_SOURCE_PORT], outside_ports[_DESTINATION_PORT]
     elif protocol == _ICMP_NUMBER and ports[_ICMP_TYPE] == _ECHO_REQUEST:
         port, remote_port, nat_port = ports[_ICMP_ID], _NO_PORT, outside_ports[_ICMP_ID]
+        inside_port = _NO_PORT
     else:
         return None
-    remote, nat = addresses[_IP_DESTINATION], outside[_IP_DESTINATION]
-    return _Tuples(client, port, remote, remote_port, protocol, nat, nat_port)
+    remote, nat, inside = addresses[_IP_DESTINATION], outside[_IP_DESTINATION], outside[_IP_SOURCE]
+    zone = int.from_bytes(dict(attributes(tuples[_TUPLE_ORIGINAL])).get(_TUPLE_ZONE, b""), "big")
+    return _Tuples(
+        client, port, remote, remote_port, protocol, nat, nat_port, inside, inside_port, zone
+    )
 
 
 def _parts(payload: bytes) -> tuple[dict[int, bytes], dict[int, bytes]]:
@@ -176,15 +211,36 @@ def _parts(payload: bytes) -> tuple[dict[int, bytes], dict[int, bytes]]:
     return dict(attributes(parts[_TUPLE_IP])), dict(attributes(parts[_TUPLE_PROTOCOL]))
 
 
+def _tuple(key: FlowKey, zone: int) -> bytes:
+    """What the client sends as an entry's tuple, by which conntrack finds it."""
+    client, remote, protocol, port, remote_port = key[:4], key[4:8], key[8:9], key[9:11], key[11:]
+    addresses = attribute(_IP_SOURCE, client) + attribute(_IP_DESTINATION, remote)
+    if protocol == _ICMP_NUMBER:
+        ports = (
+            attribute(_ICMP_ID, port)
+            + attribute(_ICMP_TYPE, _ECHO_REQUEST)
+            + attribute(_ICMP_CODE, b"\0")
+        )
+    else:
+        ports = attribute(_SOURCE_PORT, port) + attribute(_DESTINATION_PORT, remote_port)
+    return attribute(
+        _TUPLE_ORIGINAL | _NESTED,
+        attribute(_TUPLE_IP | _NESTED, addresses)
+        + attribute(_TUPLE_PROTOCOL | _NESTED, attribute(_NUMBER, protocol) + ports)
+        + (attribute(_TUPLE_ZONE, zone.to_bytes(2, "big")) if zone else b""),
+    )
+
+
 class LinuxFlowMonitor:
     """The flows that conntrack translates for us, in the current network namespace."""
 
     def __init__(self, networks: Sequence[Network]) -> None:
         self._parser = FlowParser(networks)
-        self._names = [network.name for network in networks]
+        self._zones = {network.name: network.zone for network in networks}
         self._buffer = bytearray(_EVENT_BUFFER)
         self._view = memoryview(self._buffer)
         self._requests = Netlink(_NETLINK_NETFILTER)
+        self._collector = Netlink(_NETLINK_NETFILTER)
         self._events = Netlink(
             _NETLINK_NETFILTER, groups=(_GROUP_NEW, _GROUP_DESTROY), buffer=WANTED_BUFFER
         )
@@ -214,7 +270,7 @@ class LinuxFlowMonitor:
 
     def dump(self) -> dict[NetworkName, Sessions]:
         """Read the whole conntrack table; every network has an entry. Raises KernelFault."""
-        tables: dict[NetworkName, dict[FlowKey, Nat]] = {name: {} for name in self._names}
+        tables: dict[NetworkName, dict[FlowKey, Nat]] = {name: {} for name in self._zones}
         request = Message(_GET, NLM_F_DUMP, _NFGEN_IPV4, "list conntrack entries")
         for body in self._requests.dump(request):
             flow = self._parser.parse(body)
@@ -230,13 +286,29 @@ class LinuxFlowMonitor:
         nothing, so its cost is a walk through the table within the kernel.
         """
         request = Message(_GET, NLM_F_DUMP, _NFGEN_NONE, "end expired conntrack entries")
-        for _ in self._requests.dump(request):
+        for _ in self._collector.dump(request):
             pass
+
+    def end(self, network: NetworkName, flows: Iterable[FlowKey]) -> None:
+        """Delete the entries of these flows; their ends are reported. Raises KernelFault.
+
+        What the client sends is the entry's original direction if it opened the flow, and the reply
+        if it was forwarded to: conntrack looks among both (nf_conntrack_find_get()).
+        """
+        zone = self._zones[network]
+        self._requests.request(
+            (
+                Message(_DELETE, 0, _NFGEN_IPV4 + _tuple(key, zone), f"end {Flow.of(key)}")
+                for key in flows
+            ),
+            ignore=frozenset({errno.ENOENT}),
+        )
 
     def close(self) -> None:
         """Close the sockets."""
         self._events.close()
         self._requests.close()
+        self._collector.close()
 
     def _collect(
         self, datagram: bytes, changes: dict[NetworkName, dict[FlowKey, Nat | None]]

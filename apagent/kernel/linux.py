@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable, Mapping
+from ipaddress import IPv4Address
 
-from apagent.core.domain import Domain
+from apagent.core.domain import Domain, Network
 from apagent.core.model import ApId, Mac, NetworkName
 from apagent.kernel import neighbours, routing, rules, sysctl, tunnel
+from apagent.kernel.arp import ArpAnnouncer
 from apagent.kernel.needs import missing_needs
 from apagent.kernel.nft import NftTable
 from apagent.kernel.port import Counters, NetworkDelta, NetworkState
@@ -16,6 +18,8 @@ from apagent.kernel.wire import Message, Netlink
 _NETLINK_ROUTE = 0
 _STRICT, _LOOSE = 1, 2
 _ALWAYS = 1
+_PROXY_DELAY = 10
+"""Upper bound of a random delay, in hundredths of a second (USER_HZ)."""
 _GONE = frozenset({errno.ENOENT, errno.ESRCH})
 
 
@@ -25,6 +29,7 @@ class LinuxDataPath:
     def __init__(self) -> None:
         self._netlink = Netlink(_NETLINK_ROUTE)
         self._nft = NftTable()
+        self._announcers: dict[NetworkName, ArpAnnouncer] = {}
         self._prepared: Domain | None = None
 
     def missing_needs(self, domain: Domain) -> list[str]:
@@ -68,13 +73,51 @@ class LinuxDataPath:
         self._netlink.request(self._rtnetlink_batch(deltas), ignore=_GONE)
         self._nft.apply(self._domain, deltas)
 
-    def forget_clients(self, network: NetworkName, macs: Iterable[Mac]) -> None:
-        """Drop what the bridge and the neighbour table know of these clients."""
-        neighbours.forget(self._netlink, self._domain.network_by_name[network], macs)
+    def release_hold(self) -> None:
+        """We are in sync: stop holding back what could belong to a peer's flow."""
+        self._nft.release_hold(self._domain)
+
+    def forget_client(
+        self, network: NetworkName, mac: Mac, addresses: Iterable[IPv4Address]
+    ) -> None:
+        """Drop what the bridge and the neighbour table know of a client that has left."""
+        left = self._domain.network_by_name[network]
+        neighbours.forget(self._netlink, left, [mac])
+        if not left.isolate_clients:
+            self._announcer(left).tell_all(addresses)
+
+    def welcome_client(
+        self,
+        network: NetworkName,
+        mac: Mac,
+        addresses: Iterable[IPv4Address],
+        elsewhere: Iterable[IPv4Address],
+    ) -> None:
+        """Make the first packets of a client that has come to us succeed."""
+        joined = self._domain.network_by_name[network]
+        own = list(addresses)
+        self._nft.welcome(network, own)
+        behind = () if joined.isolate_clients else elsewhere
+        for address in own:
+            self._announcer(joined).tell(mac, address, (joined.gateway, *behind))
 
     def counters(self) -> Counters:
         """Read our counters. Raises KernelFault."""
         return self._nft.counters()
+
+    def warnings(self) -> list[str]:
+        """What of others on this machine keeps roams from working, with what to do."""
+        found = [
+            f"nftables flowtable {name} lets flows bypass us, so that they die when their client "
+            "roams: turn flow offload off (on OpenWrt: flow_offloading in /etc/config/firewall)"
+            for name in self._nft.flowtables()
+        ]
+        if sysctl.read(sysctl.TCP_LOOSE) == 0:
+            found.append(
+                "net.netfilter.nf_conntrack_tcp_loose is 0: connections that no AP knows any more "
+                "hang instead of being reset; set it to 1"
+            )
+        return found
 
     def remove(self, domain: Domain) -> list[str]:
         """Remove everything that is ours and nothing else; a line each.
@@ -91,6 +134,8 @@ class LinuxDataPath:
 
     def close(self) -> None:
         """Close the sockets; what is installed stays."""
+        for announcer in self._announcers.values():
+            announcer.close()
         self._netlink.close()
         self._nft.close()
 
@@ -99,6 +144,11 @@ class LinuxDataPath:
         if self._prepared is None:
             raise RuntimeError("prepare comes first")
         return self._prepared
+
+    def _announcer(self, network: Network) -> ArpAnnouncer:
+        if network.name not in self._announcers:
+            self._announcers[network.name] = ArpAnnouncer(network.client_interface)
+        return self._announcers[network.name]
 
     def _rtnetlink_batch(self, deltas: Mapping[NetworkName, NetworkDelta]) -> list[Message]:
         install: list[Message] = []
@@ -120,9 +170,15 @@ def _prepare_sysctls(domain: Domain) -> list[str]:
       route, which still leads to the AP that it left, is gone.
     - With conntrack events on demand only (2), a flow that opens while no agent listens never
       reports its end.
+    - Without proxy ARP a client can't find one that another AP serves. The AP answers after a
+      delay and looks again then, so that it doesn't answer for a client that has just come back.
     """
     changed = [sysctl.ensure(sysctl.CONNTRACK_EVENTS, _ALWAYS)]
     for network in domain.networks:
+        if not network.isolate_clients:
+            proxy_arp = sysctl.interface(network.client_interface, "proxy_arp")
+            delay = sysctl.neighbour(network.client_interface, "proxy_delay")
+            changed += [sysctl.ensure(proxy_arp, 1), sysctl.ensure(delay, _PROXY_DELAY)]
         strict = sysctl.interface(network.client_interface, "rp_filter")
         # The kernel takes the higher one of "all" and the interface's own value.
         values = (sysctl.read(sysctl.interface("all", "rp_filter")), sysctl.read(strict))

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from typing import Protocol
 
 from apagent.core.desired import Change, NetworkDelta, NetworkState
 from apagent.core.domain import Domain
 from apagent.core.events import ClientAged, ClientSeen, FlowsChanged
-from apagent.core.model import ApId, Mac, NetworkName, Sessions
+from apagent.core.model import ApId, FlowKey, Mac, NetworkName, Sessions
 
 __all__ = [
     "Change",
@@ -70,15 +71,45 @@ class DataPath(Protocol):
         Raises KernelFault; then any part of the changes may be installed: `read` tells.
         """
 
-    def forget_clients(self, network: NetworkName, macs: Iterable[Mac]) -> None:
-        """Drop what the bridge and the neighbour table know of these clients.
+    def release_hold(self) -> None:
+        """We are in sync: stop holding back what could belong to a peer's flow.
 
-        Without it the bridge says nothing when a client returns. Entries that are permanent or
-        already gone are left alone. Raises KernelFault.
+        A fresh table (none was there to adopt) holds back from its birth, for the domain's
+        `sync_timeout_s` at most, by the kernel's own timer. Raises KernelFault.
+        """
+
+    def forget_client(
+        self, network: NetworkName, mac: Mac, addresses: Iterable[IPv4Address]
+    ) -> None:
+        """Drop what the bridge and the neighbour table know of a client that has left.
+
+        Without it the bridge says nothing when the client returns. Entries that are permanent or
+        already gone are left alone. The clients here are told by ARP that its addresses are behind
+        the gateway now. Raises KernelFault.
+        """
+
+    def welcome_client(
+        self,
+        network: NetworkName,
+        mac: Mac,
+        addresses: Iterable[IPv4Address],
+        elsewhere: Iterable[IPv4Address],
+    ) -> None:
+        """Make the first packets of a client that has come to us succeed.
+
+        It is told by ARP that the gateway, and behind it the addresses `elsewhere`, are here. For
+        half a second its TCP packets in mid-connection that match nothing are dropped, not reset.
+        Raises KernelFault.
         """
 
     def counters(self) -> Counters:
         """Read our counters. Raises KernelFault."""
+
+    def warnings(self) -> list[str]:
+        """What of others on this machine keeps roams from working; a sentence each with what to do.
+
+        Raises KernelFault.
+        """
 
     def remove(self, domain: Domain) -> list[str]:
         """Remove everything that is ours and nothing else; returns what was removed, a line each.
@@ -108,7 +139,13 @@ class FlowMonitor(Protocol):
     def collect_expired(self) -> None:
         """Make `read` report soon what has expired by now; the kernel takes its time else.
 
-        Raises KernelFault.
+        May be called from another thread than the rest, one call at a time. Raises KernelFault.
+        """
+
+    def end(self, network: NetworkName, flows: Iterable[FlowKey]) -> None:
+        """Delete the entries of these flows; their ends are reported as events.
+
+        Flows that are gone already are no error. Raises KernelFault.
         """
 
     def close(self) -> None:

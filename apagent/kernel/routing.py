@@ -27,7 +27,7 @@ def prepare_routes(netlink: Netlink, domain: Domain) -> None:
     """
     wanted = {
         _anchor_route(domain, network, peer) for network in domain.networks for peer in domain.peers
-    }
+    } | {_connected_route(domain, network) for network in domain.networks if network.zone}
     present = set(_own_routes(netlink, domain))
     netlink.request(set_route(route, f"default route {route}") for route in wanted - present)
     keys = {(route.table, route.destination, route.length) for route in wanted}
@@ -100,6 +100,19 @@ def _anchor_route(domain: Domain, network: Network, peer: Ap) -> Route:
         0,
         peer.tunnel_address,
         _device_index(domain, network),
+        domain.route_protocol,
+    )
+
+
+def _connected_route(domain: Domain, network: Network) -> Route:
+    """The prefix of a network with a zone: main can't know on which interface it is meant."""
+    what = f"client interface of network {network.name}"
+    return Route(
+        domain.host_table(network),
+        network.prefix.network_address,
+        network.prefix.prefixlen,
+        _ANYWHERE,
+        interface_index(network.client_interface, what),
         domain.route_protocol,
     )
 

@@ -45,7 +45,7 @@ _NDA_DST, _NDA_LLADDR, _NDA_VLAN, _NDA_IFINDEX, _NDA_MASTER, _NDA_PROTOCOL = 1, 
 
 _RTMSG = struct.Struct("=BBBBBBBBI")
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_TABLE = 1, 4, 5, 15
-_RT_SCOPE_UNIVERSE = 0
+_RT_SCOPE_UNIVERSE, _RT_SCOPE_LINK = 0, 253
 _RTN_UNICAST = 1
 _RTNH_F_ONLINK = 4
 
@@ -156,7 +156,8 @@ def delete_neighbour(entry: Neighbour, what: str) -> Message:
 class Route:
     """A unicast IPv4 route via a gateway on an interface, reachable there without a route.
 
-    A request to delete may leave the gateway open (0.0.0.0).
+    Without a gateway (0.0.0.0) a prefix is on the interface's link; a request to delete may leave
+    it open.
     """
 
     table: int
@@ -171,7 +172,9 @@ class Route:
 
     def packed(self) -> bytes:
         """The body of a request that names this route."""
-        scope, type_, flags = _RT_SCOPE_UNIVERSE, _RTN_UNICAST, _RTNH_F_ONLINK
+        connected = self.length < 32 and not int(self.gateway)
+        scope = _RT_SCOPE_LINK if connected else _RT_SCOPE_UNIVERSE
+        type_, flags = _RTN_UNICAST, 0 if connected else _RTNH_F_ONLINK
         head = _RTMSG.pack(AF_INET, self.length, 0, 0, 0, self.protocol, scope, type_, flags)
         parts = [
             head,

@@ -1,7 +1,8 @@
 """Policy rules: which packets look into our routing tables before any other.
 
 A rule for an anchor is bound to the client interface, because the outer VXLAN packet inherits the
-inner one's mark: without `iif` it would be sent into the tunnel again.
+inner one's mark: without `iif` it would be sent into the tunnel again. The rule for what we send
+ourselves, which the outer packet is too, relies on the mark being taken off on the tunnel device.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import NamedTuple
 
 from pyroute2.netlink.rtnl.fibmsg import fibmsg
 
-from apagent.core.domain import Domain
+from apagent.core.domain import Domain, Network
 from apagent.kernel.rtnetlink import AF_INET
 from apagent.kernel.wire import (
     NLM_F_CREATE,
@@ -32,6 +33,8 @@ _FRA_DST, _FRA_IIFNAME, _FRA_PRIORITY, _FRA_FWMARK = 1, 3, 6, 10
 _FRA_TABLE, _FRA_FWMASK, _FRA_PROTOCOL = 15, 16, 21
 _FR_ACT_TO_TBL = 1
 _U32 = struct.Struct("=I")
+_OURSELVES = "lo"
+"""Where the kernel says that packets come from that it makes itself."""
 
 
 class Rule(NamedTuple):
@@ -71,11 +74,42 @@ def wanted_rules(domain: Domain) -> set[Rule]:
         for network in domain.networks
         for peer in domain.peers
     }
-    hosts = {
-        Rule(first + 1, domain.host_table(network), protocol, destination=network.prefix)
-        for network in domain.networks
+    # Errors of our own have a mark only if they belong to an anchor; any tunnel leads to it.
+    table = domain.anchor_table
+    errors = {
+        Rule(
+            first,
+            table(domain.networks[0], peer),
+            protocol,
+            _OURSELVES,
+            domain.mark(peer),
+            domain.mark_mask,
+        )
+        for peer in domain.peers
     }
-    return anchors | hosts
+    hosts = {rule for network in domain.networks for rule in _host_rules(domain, network)}
+    return anchors | errors | hosts
+
+
+def _host_rules(domain: Domain, network: Network) -> list[Rule]:
+    """Which packets look for a client of `network`.
+
+    A network with a zone shares its addresses with another one: what tells its packets is where
+    they come from or, from the uplink and from ourselves, the mark of their conntrack zone.
+    """
+    to_prefix = Rule(
+        domain.rule_priority + 1,
+        domain.host_table(network),
+        domain.route_protocol,
+        destination=network.prefix,
+    )
+    if not network.zone:
+        return [to_prefix]
+    return [
+        to_prefix._replace(iif=network.client_interface),
+        to_prefix._replace(iif=domain.device(network)),
+        to_prefix._replace(mark=domain.zone_mark(network), mask=domain.mark_mask),
+    ]
 
 
 def prepare_rules(netlink: Netlink, domain: Domain) -> None:

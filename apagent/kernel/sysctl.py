@@ -12,12 +12,18 @@ Name = tuple[str, ...]
 """A sysctl's path under /proc/sys: an interface's name may hold dots, so parts are kept apart."""
 
 IP_FORWARD: Name = ("net", "ipv4", "ip_forward")
+TCP_LOOSE: Name = ("net", "netfilter", "nf_conntrack_tcp_loose")
 CONNTRACK_EVENTS: Name = ("net", "netfilter", "nf_conntrack_events")
 
 
 def interface(device: str, key: str) -> Name:
     """The IPv4 sysctl `key` of an interface (or of "all")."""
     return ("net", "ipv4", "conf", device, key)
+
+
+def neighbour(device: str, key: str) -> Name:
+    """The sysctl `key` of an interface's IPv4 neighbour table."""
+    return ("net", "ipv4", "neigh", device, key)
 
 
 def read(name: Name) -> int | None:

@@ -42,7 +42,7 @@ LOG_INTERVAL_S = 10.0
 """At most one line about refused statements in this time, for each peer."""
 
 _KEY = struct.Struct(">IIBHH")
-_NAT = struct.Struct(">IH")
+_NAT = struct.Struct(">IHI")
 """`FlowKey` and `Nat` as numbers: the hot loops here go without their readable forms."""
 _PROTOCOLS = frozenset({ICMP, TCP, UDP})
 _MAC_SIZE = 6
@@ -148,7 +148,7 @@ class PeerReader:
             else:
                 try:
                     key = pack_key(client, remote, protocol, flow.client_port, flow.remote_port)
-                    nat = pack_nat(session.nat_address, session.nat_port)
+                    nat = pack_nat(session.nat_address, session.nat_port, session.generation)
                 except struct.error:
                     self._refuse(f"a session of {_address(client)} with a port beyond 65535")
                 else:
@@ -266,7 +266,7 @@ def _table(network: NetworkName, changes: SessionChanges) -> pb.TableChanges:
             _fill(close(), key)
         else:
             session = open_()
-            session.nat_address, session.nat_port = unpack_nat(nat)
+            session.nat_address, session.nat_port, session.generation = unpack_nat(nat)
             _fill(session.flow, key)
     return table
 

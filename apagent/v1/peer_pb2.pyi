@@ -76,14 +76,16 @@ class FlowKey(_message.Message):
     def __init__(self, client: _Optional[int] = ..., remote: _Optional[int] = ..., protocol: _Optional[int] = ..., client_port: _Optional[int] = ..., remote_port: _Optional[int] = ...) -> None: ...
 
 class Session(_message.Message):
-    __slots__ = ("flow", "nat_address", "nat_port")
+    __slots__ = ("flow", "nat_address", "nat_port", "generation")
     FLOW_FIELD_NUMBER: _ClassVar[int]
     NAT_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     NAT_PORT_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
     flow: FlowKey
     nat_address: int
     nat_port: int
-    def __init__(self, flow: _Optional[_Union[FlowKey, _Mapping]] = ..., nat_address: _Optional[int] = ..., nat_port: _Optional[int] = ...) -> None: ...
+    generation: int
+    def __init__(self, flow: _Optional[_Union[FlowKey, _Mapping]] = ..., nat_address: _Optional[int] = ..., nat_port: _Optional[int] = ..., generation: _Optional[int] = ...) -> None: ...
 
 class Claim(_message.Message):
     __slots__ = ("network", "mac", "generation", "addresses", "released")

@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from apagent.core.model import Mac
+from tests.contract.packets import Packet, mac_bytes, udp
 
 CLONE_NEWNET = 0x40000000
 """linux/sched.h"""
 PORTS = ("port1", "port2")
-GATEWAY_MAC = "02:00:00:00:00:01"
+GATEWAY_MAC = Mac("02:00:00:00:00:01")
 
 _SETUP = f"""
 link set lo up
@@ -68,7 +69,7 @@ class AccessPoint:
 
     def send_arp(self, mac: Mac, address: IPv4Address, port: int = 0) -> None:
         """A client asks for the gateway (RFC 826)."""
-        body = b"\x00\x01\x08\x00\x06\x04\x00\x01" + _mac(mac) + address.packed
+        body = b"\x00\x01\x08\x00\x06\x04\x00\x01" + mac_bytes(mac) + address.packed
         self._send(port, b"\xff" * 6, mac, b"\x08\x06" + body + bytes(6) + bytes([10, 77, 0, 1]))
 
     def send_hello(self, mac: Mac, port: int = 0) -> None:
@@ -76,27 +77,23 @@ class AccessPoint:
         self._send(port, b"\xff" * 6, mac, b"\x88\xb5" + bytes(46))
 
     def send_udp(self, mac: Mac, address: IPv4Address, port: int = 0) -> None:
-        """A datagram to the Internet by way of the gateway (RFC 791, RFC 768)."""
-        addresses = address.packed + IPv4Address("198.51.100.10").packed
-        header = b"\x45\x00\x00\x1c\x00\x00\x00\x00\x40\x11%b" + addresses
-        packet = header % _checksum(header % bytes(2)) + b"\x10\x00\x00\x35\x00\x08\x00\x00"
-        self._send(port, _mac(Mac(GATEWAY_MAC)), mac, b"\x08\x00" + packet)
+        """A datagram to the Internet by way of the gateway."""
+        self.send(mac, udp(address, 0x1000), port)
+
+    def send(self, mac: Mac, packet: Packet, port: int = 0) -> None:
+        """A packet by way of the gateway."""
+        self._send(port, mac_bytes(GATEWAY_MAC), mac, b"\x08\x00" + packet.packed)
+
+    def forward_to_the_internet(self) -> None:
+        """Routes all to the uplink, so that nothing waits for ARP."""
+        run("sysctl", "-qw", "net.ipv4.ip_forward=1")
+        run("ip", "route", "add", "default", "via", "203.0.113.1", "dev", "wan")
+        run("ip", "neigh", "add", "203.0.113.1", "lladdr", "02:00:00:00:00:99", "dev", "wan")
 
     def _send(self, port: int, to: bytes, mac: Mac, rest: bytes) -> None:
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire:
             wire.bind((f"client{port + 1}", 0))
-            wire.send(to + _mac(mac) + rest)
-
-
-def _mac(mac: Mac) -> bytes:
-    return bytes.fromhex(mac.replace(":", ""))
-
-
-def _checksum(header: bytes) -> bytes:
-    """RFC 1071."""
-    total = sum(int.from_bytes(header[i : i + 2], "big") for i in range(0, len(header), 2))
-    total = (total & 0xFFFF) + (total >> 16)
-    return (~(total + (total >> 16)) & 0xFFFF).to_bytes(2, "big")
+            wire.send(to + mac_bytes(mac) + rest)
 
 
 def _enter(call: str, argument: int, *more: int) -> None:

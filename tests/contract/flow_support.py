@@ -24,6 +24,8 @@ SERVER = IPv4Address("203.0.113.1")
 FORWARDED = IPv4Address("203.0.113.200")
 """The router sends what is for this address to the server."""
 FORWARDED_PORT = 5300
+CALLED_PORT, CLIENT_PORT = 9000, 9001
+"""The router sends what the server sends to the one of them to the other, of the client."""
 
 _ROUTER = f"""
 link set lo up
@@ -51,6 +53,7 @@ table ip nat {{
     chain in {{
         type nat hook prerouting priority dstnat;
         ip daddr {FORWARDED} udp dport 53 dnat to {SERVER}:{FORWARDED_PORT}
+        iifname "wan" udp dport {CALLED_PORT} dnat to {CLIENT}:{CLIENT_PORT}
     }}
     chain out {{
         type nat hook postrouting priority srcnat;
@@ -60,7 +63,7 @@ table ip nat {{
 """
 
 
-def _namespace(stack: ExitStack) -> int:
+def namespace(stack: ExitStack) -> int:
     """A new namespace, held by a process; its id."""
     argv = ["unshare", "--net", "sh", "-c", "echo; exec sleep 600"]
     holder = stack.enter_context(subprocess.Popen(argv, stdout=subprocess.PIPE))
@@ -85,7 +88,7 @@ def _inside(pid: int, make: Callable[[], T]) -> T:
     return results[0]
 
 
-def _run_inside(pid: int, *argv: str, stdin: str | None = None) -> str:
+def run_inside(pid: int, *argv: str, stdin: str | None = None) -> str:
     return run("nsenter", f"--net=/proc/{pid}/ns/net", *argv, stdin=stdin)
 
 
@@ -105,11 +108,11 @@ class Router:
 
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
-        self._client, self._server = _namespace(stack), _namespace(stack)
+        self._client, self._server = namespace(stack), namespace(stack)
         setup = _ROUTER.format(client=self._client, server=self._server)
         run("ip", "-batch", "-", stdin=setup)
-        _run_inside(self._client, "ip", "-batch", "-", stdin=_CLIENT)
-        _run_inside(self._server, "ip", "-batch", "-", stdin=_SERVER)
+        run_inside(self._client, "ip", "-batch", "-", stdin=_CLIENT)
+        run_inside(self._server, "ip", "-batch", "-", stdin=_SERVER)
         run("sysctl", "-qw", "net.ipv4.ip_forward=1")
         run("nft", "-f", "-", stdin=_RULESET)
         self._receivers = {
@@ -124,7 +127,7 @@ class Router:
         """Let the client send the first packet of a flow, and the server get it."""
         if protocol == ICMP:
             argv = ("ping", "-c1", "-W5", f"-e{port}", f"-I{client}", str(server))
-            _run_inside(self._client, *argv)
+            run_inside(self._client, *argv)
             return Flow(ICMP, client, port, server, 0).key
         if protocol == TCP:
             connection = self._socket(self._client, socket.SOCK_STREAM, client, port)
@@ -135,6 +138,14 @@ class Router:
         if server in self._receivers:
             self._receivers[server].recv(100)
         return Flow(UDP, client, port, server, 53).key
+
+    def call(self, port: int) -> FlowKey:
+        """Let the server send the first packet of a flow, by the forwarded port."""
+        client = self._socket(self._client, socket.SOCK_DGRAM, CLIENT, CLIENT_PORT)
+        server = self._socket(self._server, socket.SOCK_DGRAM, SERVER, port)
+        server.sendto(b"hello", (str(OUTSIDE), CALLED_PORT))
+        client.recv(100)
+        return Flow(UDP, CLIENT, CLIENT_PORT, SERVER, port).key
 
     def close(self, flow: FlowKey) -> None:
         """End the flow's conntrack entry."""

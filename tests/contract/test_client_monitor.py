@@ -43,7 +43,7 @@ class World(Protocol):
         """The bridge forgets a client."""
 
     def send(self, mac: Mac, address: IPv4Address) -> None:
-        """A known client that another AP serves sends a packet."""
+        """A client that nobody has told us of sends a packet."""
 
     def overflow(self) -> None:
         """More happens than the monitor has room for."""
@@ -94,8 +94,6 @@ class RealWorld:
         run("bridge", "fdb", "del", mac, "dev", "port1", "master")
 
     def send(self, mac: Mac, address: IPv4Address) -> None:
-        elsewhere = NetworkDelta(elsewhere={address: Change(None, True)})
-        self.path.apply({LAN: elsewhere})
         self.access_point.send_udp(mac, address)
 
     def overflow(self) -> None:
@@ -173,11 +171,22 @@ def test_an_aged_client(world: World) -> None:
     assert world.monitor.dump() == [ClientSeen(LAN, BEN, Source.FDB)]
 
 
-def test_a_packet_of_a_client_that_is_served_elsewhere(world: World) -> None:
+def test_a_packet_of_a_client_that_is_not_known_here(world: World) -> None:
     world.speak(BEN)
     events(world.monitor, 1)
     world.send(BEN, BEN_IP)
     assert events(world.monitor, 1) == [ClientSeen(LAN, BEN, Source.DATA, BEN_IP)]
+
+
+@pytest.mark.netns
+def test_a_packet_of_a_client_that_is_known_here_says_nothing(real: RealWorld) -> None:
+    real.path.apply({LAN: NetworkDelta(known={ANN_IP: Change(None, ANN)})})
+    real.speak(ANN)
+    real.send(ANN, ANN_IP)
+    real.speak(BEN)
+    assert events(real.monitor, 2) == [ANN_LEARNED, ClientSeen(LAN, BEN, Source.FDB)]
+    real.send(BEN, ANN_IP)
+    assert events(real.monitor, 1) == [ClientSeen(LAN, BEN, Source.DATA, ANN_IP)]
 
 
 def test_an_overflow_is_said_once_and_the_dump_is_right(world: World) -> None:
@@ -219,7 +228,7 @@ def test_a_forgotten_client_that_returns_is_seen_again(real: RealWorld) -> None:
     real.access_point.send_arp(ANN, ANN_IP)
     real.path.apply({LAN: NetworkDelta(neighbours={ANN_IP: Change(None, ANN)})})
     real.path.apply({LAN: NetworkDelta(neighbours={ANN_IP: Change(ANN, None)})})
-    real.path.forget_clients(LAN, [ANN])
+    real.path.forget_client(LAN, ANN, [])
     assert events(real.monitor, 3) == [ANN_LEARNED, ANN_RESOLVED, ClientAged(LAN, ANN)]
     real.access_point.send_arp(ANN, ANN_IP)
     assert events(real.monitor, 2) == [ANN_LEARNED, ANN_RESOLVED]

@@ -56,7 +56,7 @@ def arrivals() -> NetworkDelta:
     return NetworkDelta(
         flows={flow: Change(None, AP2) for flow in FLOWS},
         sockets={SOCKET: Change(None, AP3)},
-        elsewhere={BEN_IP: Change(None, True)},
+        known={BEN_IP: Change(None, BEN)},
         routes={BEN_IP: Change(None, AP2)},
         neighbours={ANN_IP: Change(None, ANN)},
     )
@@ -66,7 +66,7 @@ def arrived() -> NetworkState:
     return NetworkState(
         flows=dict.fromkeys(FLOWS, AP2),
         sockets={SOCKET: AP3},
-        elsewhere={BEN_IP: True},
+        known={BEN_IP: BEN},
         routes={BEN_IP: AP2},
         neighbours={ANN_IP: ANN},
     )
@@ -107,7 +107,7 @@ def test_values_are_replaced(path: DataPath) -> None:
     assert state.sockets == {SOCKET: AP2}
     assert state.routes == {BEN_IP: AP3}
     assert state.neighbours == {ANN_IP: BEN}
-    assert state.elsewhere == {BEN_IP: True}
+    assert state.known == {BEN_IP: BEN}
 
 
 def test_values_are_deleted(path: DataPath) -> None:
@@ -117,7 +117,7 @@ def test_values_are_deleted(path: DataPath) -> None:
             LAN: NetworkDelta(
                 flows={flow: Change(AP2, None) for flow in FLOWS},
                 sockets={SOCKET: Change(AP3, None)},
-                elsewhere={BEN_IP: Change(True, None)},
+                known={BEN_IP: Change(BEN, None)},
                 routes={BEN_IP: Change(AP2, None)},
                 neighbours={ANN_IP: Change(ANN, None)},
             )
@@ -131,7 +131,7 @@ def test_a_roam_swaps_route_and_neighbour(path: DataPath) -> None:
     path.apply(
         {
             LAN: NetworkDelta(
-                elsewhere={BEN_IP: Change(True, None), ANN_IP: Change(None, True)},
+                known={BEN_IP: Change(BEN, None), ANN_IP: Change(None, ANN)},
                 routes={BEN_IP: Change(AP2, None), ANN_IP: Change(None, AP3)},
                 neighbours={BEN_IP: Change(None, BEN), ANN_IP: Change(ANN, None)},
             )
@@ -139,7 +139,7 @@ def test_a_roam_swaps_route_and_neighbour(path: DataPath) -> None:
     )
     state = path.read()[LAN]
     assert (state.routes, state.neighbours) == ({ANN_IP: AP3}, {BEN_IP: BEN})
-    assert state.elsewhere == {ANN_IP: True}
+    assert state.known == {ANN_IP: ANN}
 
 
 def test_many_clients_at_once(path: DataPath) -> None:
@@ -223,7 +223,25 @@ def test_a_second_network_comes_and_goes(open_path: Open, path: DataPath) -> Non
 
 
 def test_forgetting_an_unknown_client_is_no_fault(path: DataPath) -> None:
-    path.forget_clients(LAN, [ANN, BEN])
+    path.forget_client(LAN, ANN, [ANN_IP])
+    path.forget_client(LAN, BEN, [])
+
+
+def test_a_client_may_be_welcomed_twice(path: DataPath) -> None:
+    for _ in range(2):
+        path.welcome_client(LAN, ANN, [ANN_IP], [BEN_IP])
+    path.welcome_client(LAN, BEN, [], [])
+    assert path.read() == {LAN: NetworkState()}
+
+
+def test_the_hold_is_released_once_and_stays_released(open_path: Open, path: DataPath) -> None:
+    path.release_hold()
+    path.release_hold()
+    path = open_path()
+    with pytest.raises(RuntimeError, match="prepare"):
+        path.release_hold()
+    path.prepare(DOMAIN)
+    path.release_hold()
 
 
 def test_remove_is_idempotent(path: DataPath) -> None:

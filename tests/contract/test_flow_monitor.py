@@ -17,6 +17,7 @@ from apagent.kernel.conntrack import LinuxFlowMonitor
 from apagent.kernel.port import FlowMonitor
 from tests.contract.conftest import run
 from tests.contract.flow_support import (
+    CALLED_PORT,
     CLIENT,
     FORWARDED,
     OTHER_CLIENT,
@@ -183,6 +184,27 @@ def test_a_batch_holds_the_net_effect(kernel: Kernel) -> None:
     }
 
 
+@pytest.mark.parametrize("protocol", [TCP, UDP, ICMP])
+def test_a_flow_is_ended(kernel: Kernel, protocol: int) -> None:
+    ended, other = kernel.open(protocol, 4242), kernel.open(protocol, 4243)
+    assert changed(kernel.monitor) == {ended: translated(4242), other: translated(4243)}
+    kernel.monitor.end(LAN, [ended])
+    assert readable(kernel.monitor)
+    assert changed(kernel.monitor) == {ended: None}
+    assert sessions(kernel.monitor) == {other: translated(4243)}
+
+
+def test_flows_that_are_gone_already_may_be_ended(kernel: Kernel) -> None:
+    flow = kernel.open(UDP, 4242)
+    kernel.close(flow)
+    kernel.monitor.end(LAN, [flow])
+    alive = kernel.open(UDP, 4243)
+    kernel.monitor.end(LAN, [flow, alive, flow])
+    assert changed(kernel.monitor) == {flow: None, alive: None}
+    kernel.monitor.end(LAN, [])
+    assert not readable(kernel.monitor)
+
+
 def test_after_an_overflow_the_dump_tells_all(kernel: Kernel) -> None:
     kernel.overflow()
     with pytest.raises(EventsLost):
@@ -222,6 +244,16 @@ def test_the_key_is_what_the_client_sends(router: Router, monitor: LinuxFlowMoni
     run("ip", "neigh", "replace", str(FORWARDED), "lladdr", "02:00:00:00:00:01", "dev", "wan")
     flow = router.open(UDP, 4242, server=FORWARDED)
     assert changed(monitor) == {flow: translated(4242)}
+
+
+@pytest.mark.netns
+def test_a_flow_to_a_forwarded_port(router: Router, monitor: LinuxFlowMonitor) -> None:
+    flow = router.call(4242)
+    assert changed(monitor) == {flow: translated(CALLED_PORT)}
+    assert sessions(monitor) == {flow: translated(CALLED_PORT)}
+    monitor.end(LAN, [flow])
+    assert changed(monitor) == {flow: None}
+    assert sessions(monitor) == {}
 
 
 @pytest.mark.netns

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address
+from pathlib import Path
 
 import pytest
 
@@ -50,6 +51,7 @@ def without_ids(snapshot: dict[str, str]) -> dict[str, str]:
 
 def test_preparing_twice_touches_nothing(path: LinuxDataPath, access_point: AccessPoint) -> None:
     path.prepare(DOMAIN)
+    path.release_hold()
     path.apply({LAN: arrivals()})
     before = access_point.snapshot()
     assert path.prepare(DOMAIN) == []
@@ -58,6 +60,7 @@ def test_preparing_twice_touches_nothing(path: LinuxDataPath, access_point: Acce
 
 def test_a_restarted_agent_touches_nothing(path: LinuxDataPath, access_point: AccessPoint) -> None:
     path.prepare(DOMAIN)
+    path.release_hold()
     path.apply({LAN: arrivals()})
     path.close()
     before = access_point.snapshot()
@@ -111,6 +114,7 @@ def test_a_changed_mtu_keeps_the_device(path: LinuxDataPath, access_point: Acces
 
 def test_damage_is_repaired(path: LinuxDataPath, access_point: AccessPoint) -> None:
     path.prepare(DOMAIN)
+    path.release_hold()
     before = access_point.snapshot()
     run(
         "ip",
@@ -169,10 +173,17 @@ def test_a_missing_client_interface_is_named(path: LinuxDataPath) -> None:
 def test_sysctls_that_change_are_said(path: LinuxDataPath) -> None:
     run("sysctl", "-q", "net.ipv4.conf.br-lan.rp_filter=1", "net.netfilter.nf_conntrack_events=2")
     assert sorted(path.prepare(DOMAIN)) == [
+        "net.ipv4.conf.br-lan.proxy_arp: 0 -> 1",
         "net.ipv4.conf.br-lan.rp_filter: 1 -> 2",
+        "net.ipv4.neigh.br-lan.proxy_delay: 80 -> 10",
         "net.netfilter.nf_conntrack_events: 2 -> 1",
     ]
     assert path.prepare(DOMAIN) == []
+
+
+def test_no_proxy_arp_between_isolated_clients(path: LinuxDataPath) -> None:
+    path.prepare(replace(DOMAIN, networks=(replace(lan(), isolate_clients=True),)))
+    assert run("sysctl", "-n", "net.ipv4.conf.br-lan.proxy_arp") == "0\n"
 
 
 def test_clients_are_forgotten_on_any_port(path: LinuxDataPath, access_point: AccessPoint) -> None:
@@ -180,11 +191,12 @@ def test_clients_are_forgotten_on_any_port(path: LinuxDataPath, access_point: Ac
     access_point.send_arp(ANN, ANN_IP)
     access_point.send_arp(BEN, BEN_IP, port=1)
     run("bridge", "fdb", "add", "02:00:00:00:00:77", "dev", "port1", "master", "static")
-    path.forget_clients(LAN, [ANN, BEN])
+    path.forget_client(LAN, ANN, [])
+    path.forget_client(LAN, BEN, [])
     assert ANN not in run("bridge", "fdb") + run("ip", "neighbour")
     assert BEN not in run("bridge", "fdb") + run("ip", "neighbour")
     path.apply({LAN: NetworkDelta(neighbours={ANN_IP: Change(None, ANN)})})
-    path.forget_clients(LAN, [ANN, ANN])
+    path.forget_client(LAN, ANN, [])
     assert path.read()[LAN].neighbours == {ANN_IP: ANN}
 
 
@@ -200,7 +212,7 @@ def test_clients_are_forgotten_without_a_bridge(path: LinuxDataPath) -> None:
     plain = replace(DOMAIN, networks=(replace(lan(), client_interface="underlay"),))
     path.prepare(plain)
     run(*f"ip neighbour add {ANN_IP} lladdr {ANN} dev underlay nud stale".split())
-    path.forget_clients(LAN, [ANN])
+    path.forget_client(LAN, ANN, [])
     assert ANN not in run("ip", "neighbour")
 
 
@@ -232,3 +244,11 @@ def test_the_underlay_says_its_mtu(access_point: AccessPoint) -> None:
     assert underlay_mtu(IPv4Address("10.99.0.1")) == 1480
     with pytest.raises(KernelFault, match=r"^tunnel\.underlay: .*10\.99\.0\.5"):
         underlay_mtu(IPv4Address("10.99.0.5"))
+
+
+def test_what_others_break_is_said(path: LinuxDataPath) -> None:
+    assert path.warnings() == []
+    loose = Path("/proc/sys/net/netfilter/nf_conntrack_tcp_loose")
+    loose.write_text("0")
+    [warning] = path.warnings()
+    assert warning.startswith("net.netfilter.nf_conntrack_tcp_loose is 0")

@@ -35,10 +35,16 @@ class FakeKernel:
     counters: Counters = field(default_factory=lambda: Counters(0, 0))
     needs: list[str] = field(default_factory=list)
     """What `missing_needs` answers."""
+    warnings: list[str] = field(default_factory=list)
+    """What `warnings` answers."""
     sysctls: list[str] = field(default_factory=list)
     """What the next `prepare` says that it changed; it is said once."""
     forgotten: list[tuple[NetworkName, Mac]] = field(default_factory=list)
-    """Every client that `forget_clients` was given, in order."""
+    """Every client that `forget_client` was given, in order."""
+    welcomed: list[tuple[NetworkName, Mac]] = field(default_factory=list)
+    """Every client that `welcome_client` was given, in order."""
+    holding: bool = False
+    """Whether what could belong to a peer's flow is held back."""
     applied: list[dict[NetworkName, NetworkDelta]] = field(default_factory=list)
     """Every set of deltas that `apply` was given, in order."""
 
@@ -68,6 +74,7 @@ class FakeDataPath:
         kernel.states = {n.name: kernel.states.get(n.name, NetworkState()) for n in domain.networks}
         for state in kernel.states.values():
             state.routes = {a: ap for a, ap in state.routes.items() if ap in domain.peer_by_id}
+        kernel.holding = kernel.holding or kernel.domain is None
         kernel.anchors = {peer.id: peer.number for peer in domain.peers}
         kernel.domain = self._domain = domain
         changed, kernel.sysctls = kernel.sysctls, []
@@ -85,7 +92,7 @@ class FakeDataPath:
         for name, delta in deltas.items():
             state = self.kernel.states[prepared.network_by_name[name].name]
             # Neighbours and routes first; sets and maps are the rest, and mind what is there.
-            for part in ("neighbours", "routes", "elsewhere", "sockets", "flows"):
+            for part in ("neighbours", "routes", "known", "sockets", "flows"):
                 changes: Mapping[Any, Change[Any]] = getattr(delta, part)
                 for key, change in changes.items():
                     if fault is not None and budget == 0:
@@ -97,14 +104,34 @@ class FakeDataPath:
         if fault is not None:
             raise fault
 
-    def forget_clients(self, network: NetworkName, macs: Iterable[Mac]) -> None:
-        self._raise_fault("forget_clients")
-        known = self._prepared.network_by_name[network].name
-        self.kernel.forgotten += [(known, mac) for mac in macs]
+    def release_hold(self) -> None:
+        self._raise_fault("release_hold")
+        _ = self._prepared
+        self.kernel.holding = False
+
+    def forget_client(
+        self, network: NetworkName, mac: Mac, addresses: Iterable[IPv4Address]
+    ) -> None:
+        self._raise_fault("forget_client")
+        self.kernel.forgotten.append((self._prepared.network_by_name[network].name, mac))
+
+    def welcome_client(
+        self,
+        network: NetworkName,
+        mac: Mac,
+        addresses: Iterable[IPv4Address],
+        elsewhere: Iterable[IPv4Address],
+    ) -> None:
+        self._raise_fault("welcome_client")
+        self.kernel.welcomed.append((self._prepared.network_by_name[network].name, mac))
 
     def counters(self) -> Counters:
         self._raise_fault("counters")
         return self.kernel.counters
+
+    def warnings(self) -> list[str]:
+        self._raise_fault("warnings")
+        return list(self.kernel.warnings)
 
     def remove(self, domain: Domain) -> list[str]:
         self._raise_fault("remove")
@@ -130,7 +157,7 @@ class FakeDataPath:
             raise fault
 
 
-_STRICT = frozenset({"flows", "sockets", "elsewhere"})
+_STRICT = frozenset({"flows", "sockets", "known"})
 _LEAD_TO_PEERS = frozenset({"flows", "sockets", "routes"})
 
 
@@ -225,6 +252,11 @@ class FakeFlowMonitor(_Signal):
 
     def dump(self) -> dict[NetworkName, Sessions]:
         return {network: dict(table) for network, table in self.tables.items()}
+
+    def end(self, network: NetworkName, flows: Iterable[FlowKey]) -> None:
+        for flow in flows:
+            if flow in self.tables.get(network, {}):
+                self.close_flow(network, flow)
 
     def _report(self, network: NetworkName, flow: FlowKey, nat: Nat | None) -> None:
         self._waiting.setdefault(network, {})[flow] = nat

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from apagent.config import Endpoint, load, parse
-from apagent.core.domain import allocate_numbers, tunnel_address, tunnel_mac
+from apagent.core.domain import Forward, allocate_numbers, tunnel_address, tunnel_mac
 from apagent.core.model import ApId
 from apagent.errors import ConfigError
 
@@ -132,6 +132,45 @@ def test_overlapping_prefixes_are_refused() -> None:
         parse(GOOD + overlap)
 
 
+FORWARD = "[[networks.forwards]]\nport = 8080\nclient = '10.77.1.5'\n"
+
+
+def test_port_forwards() -> None:
+    [network] = parse(GOOD + FORWARD).networks
+    assert network.forwards == (Forward(6, 8080, IPv4Address("10.77.1.5"), 8080),)
+    [network] = parse(GOOD + FORWARD + "protocol = 'udp'\nclient_port = 53\n").networks
+    assert network.forwards == (Forward(17, 8080, IPv4Address("10.77.1.5"), 53),)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (FORWARD.replace("10.77.1.5", "10.78.0.1"), "networks[0].forwards[0].client: 10.78.0.1 is"),
+        (FORWARD + FORWARD, "networks[0].forwards[1].port: 8080 on wan is taken by networks[0].fo"),
+        (FORWARD + "protocol = 'sctp'\n", "networks[0].forwards[0].protocol: 'sctp' is unknown"),
+        (f"zone = 1\n{FORWARD}", "networks[0].zone: a network with a zone can't have forwards"),
+        ("isolate_clients = 1\n", "networks[0].isolate_clients: expected true or false, found an"),
+    ],
+)
+def test_forwards_isolation_and_zones_are_checked(text: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        parse(GOOD + text)
+    assert str(refusal.value).startswith(expected)
+
+
+def test_networks_with_zones_may_share_addresses() -> None:
+    twin = SECOND.replace("10.78.", "10.77.")
+    config = parse(f"{GOOD}zone = 1\n{twin}zone = 2\n")
+    domain = config.domain({}, 1450)
+    lan, guest = domain.networks
+    assert domain.mark(domain.peers[0]) == 0x01000000
+    assert (domain.zone_mark(guest), domain.zone_mark(lan)) == (0xFF000000, 0xFE000000)
+    with pytest.raises(ConfigError, match=r"^networks\[1\]\.prefix: .* or set zone in both"):
+        parse(f"{GOOD}zone = 1\n{twin}")
+    with pytest.raises(ConfigError, match=r"^networks\[1\]\.zone: 1 is used by networks\[0\]"):
+        parse(f"{GOOD}zone = 1\n{twin}zone = 1\n")
+
+
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
@@ -149,7 +188,7 @@ def test_the_kernel_table_is_checked(line: str, expected: str) -> None:
 
 def test_a_mask_too_small_for_the_peers_is_refused() -> None:
     more = '[[peers]]\nid="ap3"\naddress="10.99.0.3:7411"\nunderlay="10.99.0.3"\n'
-    with pytest.raises(ConfigError, match=r"kernel\.mark_mask: 0x1 tells 1 peers apart"):
+    with pytest.raises(ConfigError, match=r"kernel\.mark_mask: 0x1 tells 1 peers and zones apart"):
         parse(f"{GOOD}\n{more}\n[kernel]\nmark_mask = 1\n")
 
 
@@ -169,6 +208,8 @@ def test_peers_keep_the_numbers_that_the_kernel_holds() -> None:
     assert allocate_numbers([ap2, ap3], {}, 255) == {ap2: 1, ap3: 2}
     assert allocate_numbers([ap4, ap3, ap2], {ap3: 1, ap2: 9}, 255) == {ap2: 9, ap3: 1, ap4: 2}
     assert allocate_numbers([ap2, ap3], {ap2: 300}, 255) == {ap2: 1, ap3: 2}
+    assert allocate_numbers([ap2, ap4], {ap2: 1, ap3: 2}, 255) == {ap2: 1, ap4: 3}
+    assert allocate_numbers([ap2, ap4], {ap2: 1, ap3: 2}, 2) == {ap2: 1, ap4: 2}
     with pytest.raises(ValueError, match="room for 1"):
         allocate_numbers([ap2, ap3], {}, 1)
 

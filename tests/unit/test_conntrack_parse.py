@@ -103,7 +103,7 @@ def test_a_changed_port_alone_is_a_translation() -> None:
     same_address = patched(TCP_NEW, (REPLY_DESTINATION, TCP_NEW[ORIGINAL_SOURCE:][:4]))
     flow = FlowParser([lan()]).parse(same_address)
     assert flow is not None
-    assert Translation.of(flow.nat) == (TCP_FLOW.client, 29232)
+    assert Translation.of(flow.nat) == Translation(TCP_FLOW.client, 29232)
 
 
 def test_attributes_in_another_order_are_read_all_the_same() -> None:
@@ -165,5 +165,5 @@ def test_the_parser_agrees_with_pyroute2(
     )
     flow, translation = by_pyroute2(message)
     expected = OurFlow(LAN, flow.key, translation.packed)
-    untranslated = translation == (flow.client, flow.client_port)
+    untranslated = translation == Translation(flow.client, flow.client_port)
     assert FlowParser([lan()]).parse(message) == (None if untranslated else expected)

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Address
 
 import pytest
 
 from apagent.core.desired import Change
-from apagent.core.effects import Effect, ForgetClient, NotePeer, NoteRoam, NoteSync, Publish
+from apagent.core.domain import Forward
+from apagent.core.effects import (
+    Effect,
+    EndFlows,
+    ForgetClient,
+    NotePeer,
+    NoteRoam,
+    NoteSync,
+    Publish,
+    WelcomeClient,
+)
 from apagent.core.engine import Engine, PeerState
 from apagent.core.events import (
     ClientAged,
@@ -24,7 +35,7 @@ from apagent.core.events import (
     Source,
     SyncTimedOut,
 )
-from apagent.core.model import ApId, Claim, Mac
+from apagent.core.model import MAX_GENERATION, ApId, Claim, Mac
 from apagent.core.roam import SIGHTINGS, Verdict, Where
 from tests.domains import (
     ANN,
@@ -38,8 +49,10 @@ from tests.domains import (
     NAT,
     claim,
     domain,
+    lan,
     tcp,
 )
+from tests.domains import at as since
 
 
 def engine(me: ApId = AP1) -> Engine:
@@ -111,15 +124,42 @@ def test_the_timeout_does_not_replace_the_own_table() -> None:
 def test_own_flows_are_published_and_not_tunnelled() -> None:
     e = engine()
     effects = e.step(FlowsChanged(LAN, {tcp(1): NAT}), 0.0)
-    assert effects == [Publish({LAN: {tcp(1): NAT}}, (), 0)]
+    assert effects == [Publish({LAN: {tcp(1): since(MAX_GENERATION)}}, (), 0)]
     assert e.take_deltas() == {}
+
+
+def test_a_flow_notes_the_generation_of_its_clients_claim() -> None:
+    e = engine()
+    place_client(e, AP1)
+    e.step(FlowsChanged(LAN, {tcp(1): NAT}), 0.0)
+    place_client(e, AP2, generation=9)
+    e.step(FlowsChanged(LAN, {tcp(1): NAT, tcp(2): NAT}), 0.0)
+    assert e.snapshot()[0] == {LAN: {tcp(1): since(1), tcp(2): since(9)}}
+
+
+def test_flows_from_before_the_start_are_older_than_any_claim() -> None:
+    e = Engine(domain())
+    e.step(FlowsListed({LAN: {tcp(1): NAT}}), 0.0)
+    assert e.snapshot()[0] == {LAN: {tcp(1): since(0)}}
+
+
+def test_our_flow_ends_where_another_anchor_has_the_better_right() -> None:
+    e = engine()
+    place_client(e, AP2, generation=5)
+    e.step(seen(), 1.0)
+    e.step(FlowsChanged(LAN, {tcp(1): NAT}), 0.0)
+    e.take_deltas()
+    effects = e.step(PeerDelta(AP2, 6, {LAN: {tcp(1): since(5)}}), 0.0)
+    assert effects == [EndFlows(LAN, (tcp(1),))]
+    assert e.take_deltas()[LAN].flows == {tcp(1): Change(None, AP2)}
 
 
 def test_a_listing_publishes_only_the_difference() -> None:
     e = engine()
     e.step(FlowsChanged(LAN, {tcp(1): NAT, tcp(2): NAT}), 0.0)
     effects = e.step(FlowsListed({LAN: {tcp(2): NAT, tcp(3): NAT}}), 0.0)
-    assert effects == [Publish({LAN: {tcp(1): None, tcp(3): NAT}}, (), 0)]
+    published = {tcp(1): None, tcp(3): since(MAX_GENERATION)}
+    assert effects == [Publish({LAN: published}, (), 0)]
 
 
 # --- roams
@@ -141,20 +181,21 @@ def test_a_client_that_arrives_is_claimed_above_the_highest_generation_seen() ->
     delta = e.take_deltas()[LAN]
     assert delta.neighbours == {ANN_IP: Change(None, ANN)}
     assert delta.routes == {ANN_IP: Change(AP2, None)}
-    assert delta.elsewhere == {ANN_IP: Change(True, None)}
+    assert delta.known == {ANN_IP: Change(None, ANN)}
     assert not delta.flows
+    assert WelcomeClient(LAN, ANN, (ANN_IP,), ()) in effects
 
 
 def test_a_client_that_leaves_is_forgotten_and_routed_to_its_new_ap() -> None:
     e = engine()
     place_client(e, AP1)
     effects = e.step(PeerDelta(AP3, 9, claims=(claim(AP3, 9),)), 1.0)
-    assert ForgetClient(LAN, ANN) in effects
+    assert ForgetClient(LAN, ANN, (ANN_IP,)) in effects
     assert not claims(effects)
     delta = e.take_deltas()[LAN]
     assert delta.neighbours == {ANN_IP: Change(ANN, None)}
     assert delta.routes == {ANN_IP: Change(None, AP3)}
-    assert delta.elsewhere == {ANN_IP: Change(None, True)}
+    assert delta.known == {ANN_IP: Change(ANN, None)}
 
 
 def test_a_roam_touches_no_session() -> None:
@@ -171,6 +212,23 @@ def test_a_stale_claim_changes_nothing() -> None:
     assert e.step(PeerDelta(AP3, 6, claims=(claim(AP3, 6),)), 0.0) == []
     assert at(e) == AP2
     assert e.take_deltas() == {}
+
+
+def test_a_late_claim_still_tells_the_clients_address() -> None:
+    e = engine()
+    e.step(PeerDelta(AP2, 5, claims=(claim(AP2, 5, address=None),)), 0.0)
+    assert claims(e.step(seen(), 0.0)) == [claim(AP1, 6, address=None)]
+    effects = e.step(PeerDelta(AP2, 5, claims=(claim(AP2, 5),)), 0.0)
+    assert claims(effects) == [claim(AP1, 6)]
+    assert e.take_deltas()[LAN].neighbours == {ANN_IP: Change(None, ANN)}
+    assert e.step(PeerDelta(AP2, 5, claims=(claim(AP2, 5),)), 0.0) == []
+
+
+def test_a_late_claim_takes_no_address_away_from_another_client() -> None:
+    e = engine()
+    e.step(PeerDelta(AP2, 5, claims=(claim(AP2, 5, BEN, ANN_IP),)), 0.0)
+    e.step(seen(), 0.0)
+    assert not claims(e.step(PeerDelta(AP3, 4, claims=(claim(AP3, 4),)), 0.0))
 
 
 def test_the_same_generation_is_decided_by_the_ap_id() -> None:
@@ -205,12 +263,18 @@ def test_sightings_do_as_the_table_says(state: Where, source: Source) -> None:
     assert at(e) == (AP1 if claimed else before)
 
 
-def test_a_packet_with_another_clients_address_moves_nobody() -> None:
+def test_packets_that_a_client_left_in_our_queues_do_not_bring_it_back() -> None:
     e = engine()
-    place_client(e, AP2)
-    assert e.step(seen(BEN, Source.DATA, ANN_IP), 0.0) == []
-    e.step(PeerDelta(AP2, 6, claims=(claim(AP2, 6, BEN, BEN_IP),)), 0.0)
-    assert not claims(e.step(seen(BEN, Source.DATA, ANN_IP), 0.0))
+    place_client(e, AP1)
+    e.step(PeerDelta(AP2, 9, claims=(claim(AP2, 9),)), 10.0)
+    assert not claims(e.step(seen(source=Source.DATA, address=ANN_IP), 10.05))
+    assert claims(e.step(seen(source=Source.DATA, address=ANN_IP), 10.2)) == [claim(AP1, 10)]
+
+
+def test_an_address_that_two_aps_did_not_agree_on_is_learned_from_a_packet() -> None:
+    e = engine()
+    e.step(seen(), 0.0)
+    assert claims(e.step(seen(source=Source.DATA, address=ANN_IP), 0.0)) == [claim(AP1, 1)]
 
 
 @pytest.mark.parametrize("address", ["10.77.0.1", "10.77.0.0", "10.77.255.255", "192.0.2.1"])
@@ -225,8 +289,10 @@ def test_an_address_moves_with_the_newer_claim() -> None:
     effects = e.step(seen(BEN, Source.NEIGHBOUR, ANN_IP), 0.0)
     assert claims(effects) == [claim(AP1, 2, BEN, ANN_IP)]
     assert e.take_deltas()[LAN].neighbours == {ANN_IP: Change(ANN, BEN)}
+    e.step(FlowsChanged(LAN, {tcp(1): NAT}), 0.0)
     back = e.step(seen(ANN, Source.NEIGHBOUR, ANN_IP), 0.0)
     assert claims(back) == [claim(AP1, 3, ANN, ANN_IP)]
+    assert EndFlows(LAN, (tcp(1),)) in back
     assert e.take_deltas()[LAN].neighbours == {ANN_IP: Change(BEN, ANN)}
 
 
@@ -267,6 +333,33 @@ def test_a_late_claim_does_not_bring_a_released_client_back() -> None:
     e.step(PeerDelta(AP3, 4, claims=(claim(AP3, 4),)), 0.0)
     assert at(e) is None
     assert e.wanted()[LAN].routes == {}
+
+
+def test_a_client_that_arrives_is_told_who_is_elsewhere() -> None:
+    e = engine()
+    e.step(PeerDelta(AP2, 6, claims=(claim(AP2, 6, BEN, BEN_IP),)), 0.0)
+    effects = e.step(seen(), 0.0)
+    assert WelcomeClient(LAN, ANN, (), (BEN_IP,)) in effects
+
+
+# --- port forwards
+
+
+def test_a_port_forward_is_published_as_a_standing_session() -> None:
+    forward = Forward(6, 8080, ANN_IP, 80)
+    e = Engine(domain(networks=(replace(lan(), forwards=(forward,)),)))
+    e.step(FlowsListed({LAN: {tcp(1): NAT}}), 0.0)
+    assert set(e.snapshot()[0][LAN]) == {tcp(1), forward.key}
+    e.step(FlowsListed({}), 0.0)
+    assert set(e.snapshot()[0][LAN]) == {forward.key}
+
+
+def test_a_client_that_a_port_is_forwarded_to_is_not_released() -> None:
+    forward = Forward(6, 8080, ANN_IP, 80)
+    e = Engine(domain(networks=(replace(lan(), forwards=(forward,)),), aps=1))
+    e.step(FlowsListed({}), 0.0)
+    place_client(e, AP1)
+    assert not claims(e.step(ClientAged(LAN, ANN), 0.0))
 
 
 # --- peers
@@ -337,7 +430,7 @@ def test_a_restarted_agent_claims_its_clients_again_above_the_clock_of_its_peers
 def test_a_client_that_left_during_the_restart_is_given_up() -> None:
     e = restarted()
     effects = e.step(PeerSnapshot(AP2, 41, claims=(claim(AP2, 41),)), 0.0)
-    assert ForgetClient(LAN, ANN) in effects
+    assert ForgetClient(LAN, ANN, (ANN_IP,)) in effects
     assert not claims(e.step(PeerSnapshot(AP3, 40), 0.0))
     assert at(e) == AP2
 
@@ -364,7 +457,7 @@ def test_our_snapshot_holds_our_sessions_and_claims_only() -> None:
     e.step(PeerDelta(AP2, 9, {LAN: {tcp(1): NAT}}, (claim(AP2, 9, BEN, BEN_IP),)), 0.0)
     e.step(FlowsChanged(LAN, {tcp(2): NAT}), 0.0)
     tables, own_claims = e.snapshot()
-    assert tables == {LAN: {tcp(2): NAT}}
+    assert tables == {LAN: {tcp(2): since(1)}}
     assert own_claims == [claim(AP1, 1)]
 
 

@@ -35,3 +35,12 @@ def test_the_lines_of_a_lone_ap_are_valid_too(place: Place, tmp_path: Path) -> N
     file = tmp_path / "agent.toml"
     file.write_text(configuration(place, plan(1, 0), "ap1"))
     assert load(file).peers == ()
+
+
+def test_more_networks_and_options_for_the_first(place: Place, tmp_path: Path) -> None:
+    file = tmp_path / "agent.toml"
+    options = 'isolate_clients = true\n[[networks.forwards]]\nport = 80\nclient = "10.77.1.1"\n'
+    file.write_text(configuration(place, plan(2, 2, networks=2), "ap1", options))
+    lan, guest = load(file).networks
+    assert (lan.isolate_clients, [f.port for f in lan.forwards]) == (True, [80])
+    assert (guest.name, guest.isolate_clients, guest.forwards) == ("guest", False, ())

@@ -6,7 +6,17 @@ from ipaddress import IPv4Address
 import pytest
 
 from apagent.lab.errors import LabError, UnknownNode
-from apagent.lab.plan import CLIENT_PREFIX, FABRIC, GATEWAY, MAX_APS, MAX_CLIENTS, Plan, plan
+from apagent.lab.plan import (
+    CLIENT_ADDRESSES,
+    CLIENT_PREFIX,
+    FABRIC,
+    GATEWAY,
+    MAX_APS,
+    MAX_CLIENTS,
+    NETWORKS,
+    Plan,
+    plan,
+)
 
 
 @pytest.fixture(params=[(1, 0), (3, 2), (MAX_APS, MAX_CLIENTS)], ids=str)
@@ -102,3 +112,19 @@ def test_second_server_address() -> None:
     (server,) = plan(1, 0).on("server")
     addresses = [address.ip for address in server.addresses]
     assert addresses == [IPv4Address("198.51.100.10"), IPv4Address("198.51.100.11")]
+
+
+def test_clients_belong_to_two_networks_in_turn() -> None:
+    both = plan(2, 3, networks=2)
+    assert [both.network(client).name for client in both.clients] == ["lan", "guest", "lan"]
+    assert str(both.station("client2").address) == "10.78.1.2"
+    assert both.node("client2").gateway == both.interface("ap1", "br-guest").address
+    guest = both.networks[1]
+    assert both.port("client2").bridge == both.bss("ap2", guest).index
+    assert both.bss("ap1").index != both.bss("ap1", guest).index
+    with pytest.raises(LabError, match="1 to 2 client networks"):
+        plan(2, 2, networks=3)
+
+
+def test_all_networks_are_in_the_prefix_that_is_watched_for_leaks() -> None:
+    assert all(network.prefix.subnet_of(CLIENT_ADDRESSES) for network in NETWORKS)

@@ -13,27 +13,30 @@ from pyroute2.netlink.nfnetlink.nftsocket import (
     nft_set_elem_list_msg,
 )
 
-from apagent.core.model import ICMP, TCP, UDP, Flow, FlowKey, socket_of
+from apagent.core.model import ICMP, TCP, UDP, Flow, FlowKey, Mac, socket_of
 from apagent.kernel.nft.elements import (
     CHANGES_PER_TRANSACTION,
+    CLIENT_SIZE,
     ECHO_SIZE,
     FLOW_SIZE,
     SOCKET_SIZE,
     ElementChange,
+    pack_client,
     pack_data,
     pack_echo,
     pack_flow,
     pack_socket,
     parse_elements,
     transactions,
+    unpack_client,
     unpack_echo,
     unpack_flow,
     unpack_socket,
 )
 from apagent.kernel.nft.messages import message_type
-from apagent.kernel.nft.ruleset import anchor_number, anchor_value
+from apagent.kernel.nft.sets import anchor_number, anchor_value
 from apagent.kernel.wire import HEADER, Message
-from tests.domains import tcp, udp
+from tests.domains import ANN, tcp, udp
 
 NEW, DELETE = message_type(NFT_MSG_NEWSETELEM), message_type(NFT_MSG_DELSETELEM)
 VALUE = anchor_value(2)
@@ -74,9 +77,18 @@ def test_a_socket_survives_the_kernel_form(flow: Flow) -> None:
     assert unpack_socket(packed) == socket_of(flow.key)
 
 
+@given(addresses, st.binary(min_size=6, max_size=6))
+def test_a_client_survives_the_kernel_form(address: IPv4Address, mac: bytes) -> None:
+    packed = pack_client(address, Mac(mac.hex(":")))
+    assert len(packed) == CLIENT_SIZE
+    assert unpack_client(packed) == (address, mac.hex(":"))
+
+
 def test_fields_are_padded_to_four_bytes_in_network_order() -> None:
     flow = Flow(TCP, IPv4Address("10.77.0.1"), 1234, IPv4Address("192.0.2.1"), 80)
-    assert pack_flow(flow.key).hex(" ", 4) == "0a4d0001 c0000201 06000000 04d20000 00500000"
+    assert pack_flow(flow.key).hex(" ", -4) == "0a4d0001 c0000201 06000000 04d20000 00500000"
+    assert pack_socket(socket_of(flow.key)).hex(" ", -4) == "0a4d0001 06000000 04d20000"
+    assert pack_client(flow.client, ANN).hex(" ", -4) == "0a4d0001 02000000 000a0000"
 
 
 def test_an_anchor_is_a_priority_in_host_order() -> None:

@@ -17,6 +17,18 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLE = (ROOT / "deploy" / "systemd" / "agent.toml.example").read_text(encoding="utf-8")
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
+FORWARD = """
+[[networks]]
+name = "other"
+client_interface = "br-other"
+prefix = "192.0.2.0/24"
+gateway = "192.0.2.1"
+vni = 1
+uplink = "wan"
+[[networks.forwards]]
+port = 1
+client = "192.0.2.2"
+"""
 EXAMPLES = re.findall(r"^```toml\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 ROWS = dict(re.findall(r"^\| `([a-z_.\[\]]+)` \| [^|]+ \| ([^|]+) \|", README, re.MULTILINE))
 """The reference: the default of every key, "required", or "derived"."""
@@ -33,16 +45,16 @@ def known_keys(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
     with monkeypatch.context() as patch:
         patch.setattr(Table, "finish", noting)
-        parse(EXAMPLE)
-    return {key for key in known if "." in key}
+        parse(EXAMPLE + FORWARD)
+    return {key for key in known if "." in key and key != "networks[].forwards"}
 
 
 def keys_of_the_example() -> set[str]:
     """The keys in the example for an AP, also those that are commented out."""
     keys, section = set(), ""
     for line in EXAMPLE.splitlines():
-        if head := re.fullmatch(r"(?:# )?(\[\[?)([a-z]+)\]\]?", line):
-            section = head[2] + ("[]" if head[1] == "[[" else "")
+        if head := re.fullmatch(r"(?:# )?(\[\[?)([a-z.]+)\]\]?", line):
+            section = head[2].replace(".", "[].") + ("[]" if head[1] == "[[" else "")
         elif setting := re.match(r"(?:# )?([a-z_]+) = ", line):
             keys.add(f"{section}.{setting[1]}")
     return keys
@@ -90,8 +102,12 @@ def test_the_changelog_has_a_place_for_what_is_new() -> None:
 
 
 def _required() -> dict[str, str]:
-    """The settings of the first example that the reference says are required."""
-    return {k: v for k, v in _literals(EXAMPLES[0]).items() if ROWS[k].strip() == "required"}
+    """Settings of the first example, and of a port forward, that the reference requires."""
+    settings = _literals(EXAMPLES[0]) | {
+        "networks[].forwards[].port": "1",
+        "networks[].forwards[].client": '"10.77.0.2"',
+    }
+    return {k: v for k, v in settings.items() if ROWS[k].strip() == "required"}
 
 
 def _literals(text: str) -> dict[str, str]:
@@ -109,10 +125,13 @@ def _with(settings: dict[str, str]) -> Config:
     """The configuration with these settings."""
     tables: dict[str, list[str]] = {}
     for key, literal in settings.items():
-        section, _, name = key.partition(".")
+        section, _, name = key.rpartition(".")
         tables.setdefault(section, []).append(f"{name} = {literal}")
-    return parse("\n".join(f"{_head(section)}\n" + "\n".join(t) for section, t in tables.items()))
+    # A network comes before what is in it.
+    sections = sorted(tables.items())
+    return parse("\n".join(f"{_head(section)}\n" + "\n".join(t) for section, t in sections))
 
 
 def _head(section: str) -> str:
-    return f"[[{section[:-2]}]]" if section.endswith("[]") else f"[{section}]"
+    name = section.replace("[]", "")
+    return f"[[{name}]]" if section.endswith("[]") else f"[{name}]"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Address
+
+from apagent.core.model import Flow, socket_of
 from apagent.core.session_tables import SessionTables
-from tests.domains import ANN_IP, AP1, AP2, AP3, NAT, OTHER_NAT, tcp, udp
+from tests.domains import ANN_IP, AP1, AP2, AP3, NAT, OTHER_NAT, at, tcp, udp
 
 
 def tables() -> SessionTables:
@@ -37,10 +40,35 @@ def test_a_new_translation_of_a_known_flow_is_news_but_moves_nothing() -> None:
     t.apply(AP3, {tcp(1): NAT})
     t.touched_flows.clear()
     assert t.apply(AP3, {tcp(1): OTHER_NAT}) == {tcp(1): OTHER_NAT}
-    assert t.touched_flows == {}
+    assert t.touched_flows == {tcp(1): AP3}
+    assert t.anchor(tcp(1)) == AP3
 
 
-def test_the_lowest_id_has_a_flow_that_two_anchors_claim() -> None:
+def test_the_anchor_with_the_older_claim_has_a_flow() -> None:
+    t = tables()
+    t.apply(AP1, {tcp(1): at(6)})
+    t.apply(AP3, {tcp(1): at(5)})
+    assert t.anchor(tcp(1)) == AP3
+    assert t.desired_flows() == {tcp(1): AP3}
+    t.apply(AP2, {tcp(1): at(4)})
+    assert t.anchor(tcp(1)) is None
+    assert t.desired_flows() == {}
+
+
+def test_an_own_flow_is_lost_to_an_older_one() -> None:
+    t = tables()
+    t.apply(AP2, {tcp(1): at(6), tcp(2): at(4)})
+    t.apply(AP3, {tcp(1): at(5), tcp(2): at(5)})
+    assert t.lost == {tcp(1)}
+    t.lost.clear()
+    t.apply(AP2, {tcp(1): None})
+    t.apply(AP2, {tcp(1): at(7)})
+    assert t.lost == {tcp(1)}
+    t.apply(AP2, {tcp(1): None})
+    assert t.lost == set()
+
+
+def test_the_lowest_id_has_a_flow_that_two_anchors_opened_under_one_claim() -> None:
     t = tables()
     t.apply(AP3, {tcp(1): NAT})
     t.apply(AP1, {tcp(1): OTHER_NAT})
@@ -67,7 +95,7 @@ def test_replace_gives_the_difference() -> None:
 
 def test_a_udp_socket_stays_with_its_anchor_while_one_flow_lives() -> None:
     t = tables()
-    socket = udp(5000)[:4] + udp(5000)[9:11]
+    socket = socket_of(udp(5000))
     t.apply(AP3, {udp(5000): NAT, udp(5000, remote="198.51.100.11"): NAT})
     assert t.desired_sockets() == {socket: AP3}
     t.apply(AP3, {udp(5000): None})
@@ -82,6 +110,19 @@ def test_a_udp_socket_that_we_translate_is_ours() -> None:
     t.apply(AP2, {udp(5000, remote="198.51.100.11"): NAT})
     assert t.desired_sockets() == {}
     assert list(t.desired_flows().values()) == [AP1]
+
+
+def test_a_port_forward_is_a_socket_and_no_flow() -> None:
+    t = tables()
+    forward = Flow(6, ANN_IP, 80, IPv4Address(0), 0).key
+    t.apply(AP3, {forward: NAT})
+    assert t.desired_sockets() == {socket_of(tcp(80)): AP3}
+    assert t.desired_flows() == {}
+    assert t.touched_flows == {}
+    assert t.flows_of(ANN_IP.packed) == {}
+    t.apply(AP2, {forward: NAT})
+    assert t.desired_sockets() == {}
+    assert t.lost == set()
 
 
 def test_tcp_has_no_sockets() -> None:

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator, Sequence
+from ipaddress import IPv4Address
 from itertools import islice
 from typing import NamedTuple
 
 from pyroute2.netlink.nfnetlink.nftsocket import NFT_MSG_DELSETELEM, NFT_MSG_NEWSETELEM
 
-from apagent.core.model import ICMP, FlowKey, SocketKey
+from apagent.core.model import ICMP, FlowKey, Mac, SocketKey
 from apagent.kernel.nft.messages import HEADER, NESTED, message_type
 from apagent.kernel.wire import NLM_F_CREATE, Message, attribute, attributes
 
-FLOW_SIZE, ECHO_SIZE, SOCKET_SIZE, ADDRESS_SIZE = 20, 12, 8, 4
-"""Bytes of a key in the flow, echo and socket maps and in the set of addresses."""
+FLOW_SIZE, ECHO_SIZE, SOCKET_SIZE, CLIENT_SIZE = 20, 12, 12, 12
+"""Bytes of a key in the flow, echo and socket maps and in the set of known clients."""
 CHANGES_PER_TRANSACTION = 4096
 """Keeps a transaction below 320 KiB, which fits a send buffer that an unprivileged user gets."""
 
@@ -72,13 +73,23 @@ def unpack_echo(key: bytes) -> FlowKey:
 
 
 def pack_socket(key: SocketKey) -> bytes:
-    """Client, client port: 8 bytes."""
-    return key + b"\0\0"
+    """Client, protocol, client port: 12 bytes."""
+    return b"%b\0\0\0%b\0\0" % (key[:5], key[5:])
 
 
 def unpack_socket(key: bytes) -> SocketKey:
     """What `pack_socket` packed."""
-    return SocketKey(key[:6])
+    return SocketKey(key[:5] + key[8:10])
+
+
+def pack_client(address: IPv4Address, mac: Mac) -> bytes:
+    """A client's address and MAC: 12 bytes."""
+    return address.packed + bytes.fromhex(mac.replace(":", "")) + b"\0\0"
+
+
+def unpack_client(key: bytes) -> tuple[IPv4Address, Mac]:
+    """What `pack_client` packed."""
+    return IPv4Address(key[:4]), Mac(key[4:10].hex(":"))
 
 
 def pack_data(value: bytes) -> bytes:
@@ -109,6 +120,22 @@ def transactions(table: str, changes: Iterable[ElementChange]) -> Iterator[list[
             for set_, elements in sets.items()
             for message in _messages(command, flags, table, set_, elements)
         ]
+
+
+def renewal(table: str, set_: str, keys: Iterable[bytes]) -> list[Message]:
+    """A transaction that gives elements of a set their whole timeout, be they there or not.
+
+    An element that is added again keeps its age. Deleting one that isn't there fails, and a failed
+    transaction costs the caller more than 10 ms, in which the kernel waits for all its processors
+    (synchronize_rcu() in __nf_tables_abort()). So each is added, deleted and added.
+    """
+    elements = [_element(key, b"") for key in keys]
+    add, delete = (NFT_MSG_NEWSETELEM, NLM_F_CREATE), (NFT_MSG_DELSETELEM, 0)
+    return [
+        message
+        for command, flags in (add, delete, add)
+        for message in _messages(command, flags, table, set_, elements)
+    ]
 
 
 def parse_elements(body: bytes, key_size: int) -> Iterator[tuple[bytes, bytes]]:

@@ -19,6 +19,13 @@ SOURCE_ADDRESS, DESTINATION_ADDRESS = 12, 16
 SOURCE_PORT, DESTINATION_PORT, ECHO_ID = 0, 2, 4
 """Offsets in the transport header (RFC 9293, RFC 768, RFC 792)."""
 _ICMP_TYPE, _TCP_FLAGS = 0, 13
+_TTL, _PROTOCOL, _HEADER_CHECKSUM = 8, 9, 10
+_ETHER_SOURCE = 6
+_INNER = 8
+"""Where the packet that an ICMP error speaks of begins in the error (RFC 792)."""
+_INNER_PORTS = _INNER + 20
+"""Its transport header, if its IPv4 header has no options."""
+_CHECKSUM_INET = 1
 _ICMP_ECHO_REQUEST = 8
 FIN, SYN, RST, ACK = 0x01, 0x02, 0x04, 0x10
 _TCP_OPTION_MSS, _MSS_OFFSET, _MSS_LENGTH = 2, 2, 2
@@ -26,15 +33,22 @@ _TCP_OPTION_MSS, _MSS_OFFSET, _MSS_LENGTH = 2, 2, 2
 _REG32 = 8
 """NFT_REG32_00: the first of sixteen 4-byte data registers."""
 _VERDICT_REGISTER = 0
-_NETWORK_HEADER, _TRANSPORT_HEADER = 1, 2
-_EQ, _NEQ = 0, 1
+_LINK_HEADER, _NETWORK_HEADER, _TRANSPORT_HEADER = 0, 1, 2
+_EQ, _NEQ, _LT, _GT = 0, 1, 2, 4
 _META_PRIORITY, _META_MARK, _META_IIFNAME, _META_OIFNAME = 2, 3, 6, 7
-_META_NFPROTO, _META_L4PROTO = 15, 16
+_META_IIFTYPE, _META_NFPROTO, _META_L4PROTO = 8, 15, 16
+_ARPHRD_ETHER = 1
 _NFPROTO_IPV4 = 2
-_CT_STATE, _CT_STATE_NEW = 0, 0x08
+_CT_STATE, _CT_STATE_INVALID, _CT_STATE_NEW, _CT_ZONE = 0, 0x01, 0x08, 17
+_ORIGINAL = 0
 _EXTHDR_TCPOPT = 1
 _LIMIT_PACKETS = 0
-_NAT_SNAT = 0
+_NAT_SNAT, _NAT_DNAT = 0, 1
+_NAT_RANGE_PORTS = "NF_NAT_RANGE_PROTO_SPECIFIED"
+_FIB_DADDR, _FIB_ADDRESS_TYPE = 2, ("NFT_FIB_RESULT_UNSPEC", "NFT_FIB_RESULT_OIF")
+"""NFTA_FIB_F_DADDR; NFT_FIB_RESULT_ADDRTYPE is 3, which pyroute2, taking results for flags, packs
+for bits 0 and 1."""
+_RTN_LOCAL = 2
 _OBJECT_COUNTER = 1
 _REJECT_TCP_RESET = 1
 _INTERFACE_NAME_SIZE = 16
@@ -87,8 +101,8 @@ def _mask(mask: bytes, xor: bytes) -> Expression:
     )
 
 
-def _immediate(data: bytes) -> Expression:
-    return _expression("immediate", ("DREG", _register(0)), ("DATA", _value(data)))
+def _immediate(data: bytes, slot: int = 0) -> Expression:
+    return _expression("immediate", ("DREG", _register(slot)), ("DATA", _value(data)))
 
 
 def verdict(code: int, chain: str = "") -> dict[str, Any]:
@@ -149,9 +163,19 @@ def ipv4() -> Expressions:
     return (_meta(_META_NFPROTO), _compare(bytes([_NFPROTO_IPV4])))
 
 
-def l4proto(protocol: int) -> Expressions:
-    """`meta l4proto protocol`."""
-    return (_meta(_META_L4PROTO), _compare(bytes([protocol])))
+def l4proto(protocol: int, *, negate: bool = False) -> Expressions:
+    """`meta l4proto [!=] protocol`."""
+    operator = _NEQ if negate else _EQ
+    return (_meta(_META_L4PROTO), _compare(bytes([protocol]), operator))
+
+
+def address_is(offset: int, address: IPv4Address, *, negate: bool = False) -> Expressions:
+    """`ip saddr|daddr [!=] address`; `offset` says which."""
+    return (
+        *ipv4(),
+        _payload(_NETWORK_HEADER, offset, 4),
+        _compare(address.packed, _NEQ if negate else _EQ),
+    )
 
 
 def in_prefix(offset: int, prefix: IPv4Network, *, negate: bool = False) -> Expressions:
@@ -182,6 +206,31 @@ def ct_state_new() -> Expressions:
     )
 
 
+def ct_state_invalid() -> Expressions:
+    """`ct state invalid`."""
+    return (
+        _expression("ct", ("KEY", _CT_STATE), ("DREG", _register(0))),
+        _mask(_U32.pack(_CT_STATE_INVALID), bytes(4)),
+        _compare(bytes(4), _NEQ),
+    )
+
+
+def ct_original_zone(zone: int) -> Expressions:
+    """`ct original zone zone`."""
+    return (
+        _expression("ct", ("KEY", _CT_ZONE), ("DREG", _register(0)), ("DIRECTION", _ORIGINAL)),
+        _compare(struct.pack("=H", zone)),
+    )
+
+
+def set_original_zone(zone: int) -> Expressions:
+    """`ct original zone set zone`: replies are found without a zone, by their translation."""
+    return (
+        _immediate(struct.pack("=H", zone)),
+        _expression("ct", ("KEY", _CT_ZONE), ("DIRECTION", _ORIGINAL), ("SREG", _register(0))),
+    )
+
+
 def tcp_flags(mask: int, value: int, *, negate: bool = False) -> Expressions:
     """`tcp flags & mask ==|!= value`; `l4proto(TCP)` has to come before."""
     return (
@@ -191,11 +240,38 @@ def tcp_flags(mask: int, value: int, *, negate: bool = False) -> Expressions:
     )
 
 
-def icmp_echo_request() -> Expressions:
-    """`icmp type echo-request`; `l4proto(ICMP)` has to come before."""
+def icmp_echo_request(*, negate: bool = False) -> Expressions:
+    """`icmp type [!=] echo-request`; `l4proto(ICMP)` has to come before."""
     return (
         _payload(_TRANSPORT_HEADER, _ICMP_TYPE, 1),
-        _compare(bytes([_ICMP_ECHO_REQUEST])),
+        _compare(bytes([_ICMP_ECHO_REQUEST]), _NEQ if negate else _EQ),
+    )
+
+
+def ttl_above(limit: int) -> Expressions:
+    """`ip ttl > limit`."""
+    return (*ipv4(), _payload(_NETWORK_HEADER, _TTL, 1), _compare(bytes([limit]), _GT))
+
+
+def ttl_below(limit: int) -> Expressions:
+    """`ip ttl < limit`."""
+    return (*ipv4(), _payload(_NETWORK_HEADER, _TTL, 1), _compare(bytes([limit]), _LT))
+
+
+def set_ttl(ttl: int) -> Expressions:
+    """`ip ttl set ttl`: written with the byte beside it, as the checksum counts in pairs."""
+    return (
+        _payload(_NETWORK_HEADER, _TTL, 2),
+        _mask(b"\x00\xff", bytes([ttl, 0])),
+        _expression(
+            "payload",
+            ("SREG", _register(0)),
+            ("BASE", _NETWORK_HEADER),
+            ("OFFSET", _TTL),
+            ("LEN", 2),
+            ("CSUM_TYPE", _CHECKSUM_INET),
+            ("CSUM_OFFSET", _HEADER_CHECKSUM),
+        ),
     )
 
 
@@ -204,9 +280,39 @@ def client_address() -> Expressions:
     return (_payload(_NETWORK_HEADER, SOURCE_ADDRESS, 4, 0),)
 
 
+def client_pair() -> Expressions:
+    """`ip saddr . ether saddr` as a key."""
+    return (
+        *ipv4(),
+        _meta(_META_IIFTYPE),
+        _compare(struct.pack("=H", _ARPHRD_ETHER)),
+        *client_address(),
+        _payload(_LINK_HEADER, _ETHER_SOURCE, 6, 1),
+    )
+
+
 def client_socket() -> Expressions:
-    """`ip saddr . th sport` as a key."""
-    return (*client_address(), _payload(_TRANSPORT_HEADER, SOURCE_PORT, 2, 1))
+    """`ip saddr . meta l4proto . th sport` as a key."""
+    return (
+        *client_address(),
+        _meta(_META_L4PROTO, 1),
+        _payload(_TRANSPORT_HEADER, SOURCE_PORT, 2, 2),
+    )
+
+
+def flow_of_client_error() -> Expressions:
+    """The key of the flow that an ICMP error from a client speaks of.
+
+    The embedded packet is one that the client received, so its addresses and ports are the other
+    way round. nft has no words for an embedded header but raw payload (`@th,192,32 . …`).
+    """
+    return (
+        _payload(_TRANSPORT_HEADER, _INNER + DESTINATION_ADDRESS, 4, 0),
+        _payload(_TRANSPORT_HEADER, _INNER + SOURCE_ADDRESS, 4, 1),
+        _payload(_TRANSPORT_HEADER, _INNER + _PROTOCOL, 1, 2),
+        _payload(_TRANSPORT_HEADER, _INNER_PORTS + DESTINATION_PORT, 2, 3),
+        _payload(_TRANSPORT_HEADER, _INNER_PORTS + SOURCE_PORT, 2, 4),
+    )
 
 
 def client_echo() -> Expressions:
@@ -229,9 +335,15 @@ def client_flow() -> Expressions:
     )
 
 
-def in_set(name: str) -> Expressions:
-    """`@name`, of the key that is loaded."""
-    return (_expression("lookup", ("SET", name), ("SREG", _register(0))),)
+def in_set(name: str, *, negate: bool = False) -> Expressions:
+    """`[!=] @name`, of the key that is loaded."""
+    flags = [("FLAGS", ["NFT_LOOKUP_F_INV"])] if negate else []
+    return (_expression("lookup", ("SET", name), ("SREG", _register(0)), *flags),)
+
+
+def iifname_in(name: str) -> Expressions:
+    """`iifname @name`."""
+    return (_meta(_META_IIFNAME), *in_set(name))
 
 
 def priority_from(name: str) -> Expressions:
@@ -328,5 +440,42 @@ def snat(address: IPv4Address) -> Expressions:
             ("TYPE", _NAT_SNAT),
             ("FAMILY", _NFPROTO_IPV4),
             ("REG_ADDR_MIN", _register(0)),
+        ),
+    )
+
+
+def to_local_address() -> Expressions:
+    """`fib daddr type local`."""
+    return (
+        _expression(
+            "fib",
+            ("DREG", _register(0)),
+            ("RESULT", list(_FIB_ADDRESS_TYPE)),
+            ("FLAGS", _FIB_DADDR),
+        ),
+        _compare(_U32.pack(_RTN_LOCAL)),
+    )
+
+
+def destination_port(port: int) -> Expressions:
+    """`th dport port`; `l4proto` has to come before."""
+    return (
+        _payload(_TRANSPORT_HEADER, DESTINATION_PORT, 2),
+        _compare(struct.pack(">H", port)),
+    )
+
+
+def dnat(address: IPv4Address, port: int) -> Expressions:
+    """`dnat ip to address:port`."""
+    return (
+        _immediate(address.packed),
+        _immediate(struct.pack(">H", port), 1),
+        _expression(
+            "nat",
+            ("TYPE", _NAT_DNAT),
+            ("FAMILY", _NFPROTO_IPV4),
+            ("REG_ADDR_MIN", _register(0)),
+            ("REG_PROTO_MIN", _register(1)),
+            ("FLAGS", [_NAT_RANGE_PORTS]),
         ),
     )

@@ -25,6 +25,7 @@ _SET_FLAG_ANONYMOUS = 0x1
 _LIST_ELEMENTS = 3
 _ELEMENT_KEY, _ELEMENT_DATA = 1, 2
 _DATA_VALUE, _DATA_VERDICT, _VERDICT_CHAIN = 1, 2, 2
+_FLOWTABLE_TABLE, _FLOWTABLE_NAME = 1, 2
 _OBJECT_TABLE, _OBJECT_NAME, _OBJECT_DATA = 1, 2, 4
 _COUNTER_PACKETS = 2
 _COMMENT = 0
@@ -73,6 +74,14 @@ def read_counters(netlink: Netlink, table: str) -> dict[str, int]:
         )
         for attrs in _ours(netlink, messages.list_counters(table), table, _OBJECT_TABLE)
     }
+
+
+def read_flowtables(netlink: Netlink) -> list[str]:
+    """All flowtables, by anybody: "table/flowtable" each. Raises KernelFault."""
+    found = (
+        dict(attributes(body, len(HEADER))) for body in listing(netlink, messages.list_flowtables())
+    )
+    return [f"{_text(attrs[_FLOWTABLE_TABLE])}/{_text(attrs[_FLOWTABLE_NAME])}" for attrs in found]
 
 
 def read_set_size(netlink: Netlink, table: str, set_: str) -> int | None:

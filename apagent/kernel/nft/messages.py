@@ -22,6 +22,7 @@ from pyroute2.netlink.nfnetlink.nftsocket import (
     NFT_MSG_DELSETELEM,
     NFT_MSG_DELTABLE,
     NFT_MSG_GETCHAIN,
+    NFT_MSG_GETFLOWTABLE,
     NFT_MSG_GETOBJ,
     NFT_MSG_GETRULE,
     NFT_MSG_GETSET,
@@ -69,7 +70,7 @@ OWNED = _TABLE_FLAG_OWNER | _TABLE_FLAG_PERSIST
 (Linux 6.9)."""
 OWNER, PERSIST = _TABLE_FLAG_OWNER, _TABLE_FLAG_PERSIST
 
-SET_FLAG_MAP = 0x8
+SET_FLAG_MAP, SET_FLAG_TIMEOUT = 0x8, 0x10
 VERDICT = 0xFFFFFF00
 """NFT_DATA_VERDICT: the data type of a verdict map."""
 _OBJECT_COUNTER = 1
@@ -98,7 +99,9 @@ class SetDefinition:
     userdata: bytes = field(default=b"", compare=False)
     """For nft, which prints the set by it."""
     extra_flags: int = 0
-    """Flags beyond NFT_SET_MAP, of which ours have none."""
+    """Flags beyond NFT_SET_MAP."""
+    timeout_ms: int = field(default=0, compare=False)
+    """Life of an element; 0: no end. Goes with SET_FLAG_TIMEOUT in `extra_flags`."""
 
 
 class _RuleMessage(nfgen_msg, nft_has_comment):  # type: ignore[misc]
@@ -207,6 +210,8 @@ def new_set(table: str, definition: SetDefinition, set_id: int) -> Message:
         ("KEY_LEN", definition.key_length),
         ("USERDATA", definition.userdata),
     ]
+    if definition.timeout_ms:
+        attrs += [("FLAGS", ["NFT_SET_TIMEOUT"]), ("TIMEOUT", definition.timeout_ms)]
     if definition.data_type is not None:
         attrs += [
             ("FLAGS", ["NFT_SET_MAP"]),
@@ -301,3 +306,9 @@ def list_elements(table: str, set_: str) -> Message:
     """The elements of a set or map."""
     body = _pack(nft_set_elem_list_msg, [("TABLE", table), ("SET", set_)])
     return _message(NFT_MSG_GETSETELEM, body, f"list inet {table} {set_}", NLM_F_DUMP)
+
+
+def list_flowtables() -> Message:
+    """All flowtables of every family."""
+    every_family = _GENERIC.pack(0, 0, 0)
+    return _message(NFT_MSG_GETFLOWTABLE, every_family, "list flowtables", NLM_F_DUMP)

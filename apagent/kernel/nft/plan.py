@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from apagent.kernel.nft import messages
+from apagent.kernel.nft.chain import Chain
 from apagent.kernel.nft.expressions import goto_data
 from apagent.kernel.nft.installed import Installed
-from apagent.kernel.nft.ruleset import Chain, Ruleset
+from apagent.kernel.nft.ruleset import Ruleset
 from apagent.kernel.wire import Message
 
 

@@ -9,7 +9,7 @@ long as the agent. (While no agent runs, the table is open to a foreign `nft flu
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Address
 
 from apagent.core.domain import Domain
@@ -17,37 +17,36 @@ from apagent.core.model import ICMP, PROTOCOL_OFFSET, ApId, NetworkName
 from apagent.errors import KernelFault
 from apagent.kernel.nft import messages
 from apagent.kernel.nft.elements import (
-    ADDRESS_SIZE,
+    CLIENT_SIZE,
     ECHO_SIZE,
     FLOW_SIZE,
     SOCKET_SIZE,
     ElementChange,
+    pack_client,
     pack_data,
     pack_echo,
     pack_flow,
     pack_socket,
     parse_elements,
+    renewal,
     transactions,
+    unpack_client,
     unpack_echo,
     unpack_flow,
     unpack_socket,
 )
+from apagent.kernel.nft.expressions import interface_name
+from apagent.kernel.nft.forwarding import LEAKED, RESET
 from apagent.kernel.nft.installed import (
     listing,
     read_counters,
+    read_flowtables,
     read_installed,
     read_set_size,
 )
 from apagent.kernel.nft.plan import plan
-from apagent.kernel.nft.ruleset import (
-    ANCHOR_CHAIN,
-    LEAKED,
-    RESET,
-    Names,
-    Ruleset,
-    anchor_number,
-    anchor_value,
-)
+from apagent.kernel.nft.ruleset import Ruleset
+from apagent.kernel.nft.sets import ANCHOR_CHAIN, UNSYNCED, Names, anchor_number, anchor_value
 from apagent.kernel.port import Counters, NetworkDelta, NetworkState
 from apagent.kernel.wire import Message, Netlink
 
@@ -83,11 +82,14 @@ class NftTable:
         """Own the table, and make its static part what `domain` says in one transaction.
 
         Session maps keep their elements, also those that lead to an anchor that is no peer any
-        more: `read` shows them. Raises KernelFault.
+        more: `read` shows them. A table made anew holds back what could belong to a peer's flow
+        (`release_hold`). Raises KernelFault.
         """
-        self._own(domain.table)
+        fresh = self._own(domain.table)
         installed = read_installed(self._netlink, domain.table)
         changes = plan(Ruleset(domain), installed) if installed else []
+        if fresh:
+            changes += self._hold(domain)
         if changes:
             self._transact(domain.table, changes)
         self._table = domain.table
@@ -105,7 +107,7 @@ class NftTable:
         }
 
     def apply(self, domain: Domain, deltas: Mapping[NetworkName, NetworkDelta]) -> None:
-        """Install the changes of flows, sockets and elsewhere.
+        """Install the changes of flows, sockets and known clients.
 
         All networks' changes go together, in one transaction unless they are thousands. Raises
         KernelFault: ENOENT or EEXIST mean that an element wasn't as the change believed.
@@ -126,6 +128,10 @@ class NftTable:
         counted = read_counters(self._netlink, self._table)
         return Counters(leaked=counted.get(LEAKED, 0), reset=counted.get(RESET, 0))
 
+    def flowtables(self) -> list[str]:
+        """Everybody's flowtables, "table/flowtable" each. Raises KernelFault."""
+        return read_flowtables(self._netlink)
+
     def remove(self, domain: Domain) -> list[str]:
         """Remove the table; returns what was removed. Raises KernelFault."""
         if read_installed(self._netlink, domain.table) is None:
@@ -137,8 +143,33 @@ class NftTable:
         """Close the socket; the table stays."""
         self._netlink.close()
 
-    def _own(self, table: str) -> None:
-        """Make the table or adopt it.
+    def release_hold(self, domain: Domain) -> None:
+        """Stop holding back; no error if the kernel's timer was first. Raises KernelFault."""
+        for network in domain.networks:
+            key = interface_name(network.client_interface)
+            self._change_alone(ElementChange(UNSYNCED, key, deleted=True, data=None), errno.ENOENT)
+
+    def welcome(self, network: NetworkName, addresses: Iterable[IPv4Address]) -> None:
+        """Begin the grace of a client that has just arrived. Raises KernelFault."""
+        keys = [address.packed for address in addresses]
+        if keys:
+            self._transact(self._table, renewal(self._table, Names.of(network).arrived, keys))
+
+    def _change_alone(self, change: ElementChange, harmless: int) -> None:
+        for batch in transactions(self._table, [change]):
+            try:
+                self._transact(self._table, batch)
+            except KernelFault as fault:
+                if fault.errno != harmless:
+                    raise
+
+    def _hold(self, domain: Domain) -> list[Message]:
+        keys = (interface_name(network.client_interface) for network in domain.networks)
+        changes = [ElementChange(UNSYNCED, key, deleted=False, data=b"") for key in keys]
+        return [message for batch in transactions(domain.table, changes) for message in batch]
+
+    def _own(self, table: str) -> bool:
+        """Make the table or adopt it; returns whether it is new.
 
         The kernel refuses changes of base chains in the transaction that adopts a table, so this
         is one of its own.
@@ -147,13 +178,14 @@ class NftTable:
         if installed is not None:
             flags = messages.OWNED if installed.flags & messages.PERSIST else installed.flags
             self._transact(table, [messages.new_table(table, flags)])
-            return
+            return False
         try:
             self._transact(table, [messages.new_table(table, messages.OWNED)])
         except KernelFault as fault:
             if fault.errno not in _UNKNOWN_FLAGS:
                 raise
             self._transact(table, [messages.new_table(table, 0)])
+        return True
 
     def _transact(self, table: str, batch: Sequence[Message]) -> None:
         try:
@@ -177,14 +209,14 @@ class NftTable:
         flows = self._elements(table, names.flows, FLOW_SIZE)
         echoes = self._elements(table, names.echoes, ECHO_SIZE)
         sockets = self._elements(table, names.sockets, SOCKET_SIZE)
-        elsewhere = self._elements(table, names.elsewhere, ADDRESS_SIZE)
+        known = self._elements(table, names.known, CLIENT_SIZE)
         return NetworkState(
             flows={
                 **{unpack_flow(key): anchors[value] for key, value in flows.items()},
                 **{unpack_echo(key): anchors[value] for key, value in echoes.items()},
             },
             sockets={unpack_socket(key): anchors[value] for key, value in sockets.items()},
-            elsewhere={IPv4Address(key): True for key in elsewhere},
+            known=dict(unpack_client(key) for key in known),
         )
 
     def _elements(self, table: str, set_: str, key_size: int) -> dict[bytes, bytes]:
@@ -227,6 +259,12 @@ def _changes(
     for socket, anchor in delta.sockets.items():
         new = None if anchor.new is None else data[anchor.new]
         yield ElementChange(names.sockets, pack_socket(socket), anchor.old is not None, new)
-    for address, served in delta.elsewhere.items():
-        new = b"" if served.new else None
-        yield ElementChange(names.elsewhere, address.packed, served.old is not None, new)
+    for address, client in delta.known.items():
+        if client.old is not None:
+            yield ElementChange(
+                names.known, pack_client(address, client.old), deleted=True, data=None
+            )
+        if client.new is not None:
+            yield ElementChange(
+                names.known, pack_client(address, client.new), deleted=False, data=b""
+            )

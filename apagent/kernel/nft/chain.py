@@ -1,0 +1,55 @@
+"""Chains as data, and the matches that most rules begin with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import sha256
+from ipaddress import IPv4Network
+
+from apagent.core.domain import Network
+from apagent.kernel.nft import expressions as e
+from apagent.kernel.nft.expressions import Expressions
+from apagent.kernel.nft.messages import Hook, new_rule
+from apagent.kernel.wire import Message
+
+RAW, MANGLE, DESTINATION_NAT, SOURCE_NAT, LAST = -300, -150, -110, 90, 300
+"""Hook priorities (linux/netfilter_ipv4.h). Source NAT comes before a firewall's own at 100, so
+that ours decides; the leak guard comes after every NAT."""
+PREROUTING, FORWARD, OUTPUT, POSTROUTING = 0, 2, 3, 4
+"""NF_INET_PRE_ROUTING, FORWARD, _LOCAL_OUT, _POST_ROUTING (linux/netfilter.h)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A chain and all its rules; with a hook it is a base chain."""
+
+    name: str
+    rules: tuple[Expressions, ...]
+    hook: Hook | None = None
+
+    def messages(self, table: str) -> list[Message]:
+        """Requests that append the rules; the first carries the fingerprint as its comment."""
+        mark = self.fingerprint(table)
+        return [
+            new_rule(table, self.name, rule, "" if i else mark) for i, rule in enumerate(self.rules)
+        ]
+
+    def fingerprint(self, table: str) -> str:
+        """What tells these rules from others: a restart leaves a chain alone that carries it."""
+        bodies = (new_rule(table, self.name, rule).body for rule in self.rules)
+        return f"apagent {sha256(b''.join(bodies)).hexdigest()[:16]}"
+
+
+def source_in(prefix: IPv4Network, *, negate: bool = False) -> Expressions:
+    """`ip saddr [!=] prefix`."""
+    return e.in_prefix(e.SOURCE_ADDRESS, prefix, negate=negate)
+
+
+def destination_in(prefix: IPv4Network) -> Expressions:
+    """`ip daddr prefix`."""
+    return e.in_prefix(e.DESTINATION_ADDRESS, prefix)
+
+
+def leaving(network: Network) -> Expressions:
+    """On its way out of the uplink with a client's address as source."""
+    return (*e.oifname(network.uplink), *source_in(network.prefix))

@@ -1,0 +1,179 @@
+"""Chains before routing: which anchor a packet belongs to, and which network a reply."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+
+from apagent.core.domain import Ap, Domain, Network
+from apagent.core.model import ICMP
+from apagent.kernel.nft import expressions as e
+from apagent.kernel.nft.chain import (
+    DESTINATION_NAT,
+    MANGLE,
+    OUTPUT,
+    PREROUTING,
+    RAW,
+    Chain,
+    destination_in,
+    source_in,
+)
+from apagent.kernel.nft.expressions import Expressions
+from apagent.kernel.nft.messages import Hook
+from apagent.kernel.nft.sets import Names, anchor_chain
+
+_DATA_TRIGGER_RATE, _DATA_TRIGGER_BURST = 100, 50
+_DATA_TRIGGER_SNAPLEN = 64
+"""Bytes of a packet that are reported: enough for the IPv4 header."""
+
+
+def prerouting(domain: Domain) -> Chain:
+    """The entrance: every packet from a client or out of a tunnel goes by its network's chain."""
+    rules: list[Expressions] = []
+    for network in domain.networks:
+        names = Names.of(network.name)
+        rules += [
+            (*e.iifname(network.client_interface), *e.jump(names.from_client)),
+            (*e.iifname(domain.device(network)), *e.jump(names.from_tunnel)),
+        ]
+    return Chain("prerouting", tuple(rules), Hook("filter", PREROUTING, RAW))
+
+
+def from_client(domain: Domain, network: Network) -> Chain:
+    """Find the anchor of a client's packet; report a client that isn't known here."""
+    names = Names.of(network.name)
+    trigger = (
+        *e.limit_per_second(_DATA_TRIGGER_RATE, _DATA_TRIGGER_BURST),
+        *e.log(domain.nflog_group, _DATA_TRIGGER_SNAPLEN),
+    )
+    return Chain(
+        names.from_client,
+        (
+            *_forged(domain, network),
+            (*source_in(network.prefix, negate=True), *e.return_()),
+            (*e.client_pair(), *e.in_set(names.known, negate=True), *trigger),
+            (
+                *e.address_is(e.DESTINATION_ADDRESS, network.gateway),
+                *chain(*_into_zone(network)),
+                *e.return_(),
+            ),
+            (*destination_in(network.prefix), *e.notrack(), *e.accept()),
+            (*e.ipv4(), *e.client_socket(), *e.priority_from(names.sockets)),
+            (*e.ipv4(), *e.client_flow(), *e.priority_from(names.flows)),
+            (
+                *e.ipv4(),
+                *e.l4proto(ICMP),
+                *e.icmp_echo_request(),
+                *e.client_echo(),
+                *e.priority_from(names.echoes),
+            ),
+            (
+                *e.ipv4(),
+                *e.l4proto(ICMP),
+                *e.icmp_echo_request(negate=True),
+                *e.flow_of_client_error(),
+                *e.priority_from(names.flows),
+            ),
+            e.priority_verdict(names.anchors),
+            *_into_zone(network),
+        ),
+    )
+
+
+def _forged(domain: Domain, network: Network) -> Iterator[Expressions]:
+    """A client with an address of another network would open a session in that one's name."""
+    for other in domain.others(network):
+        if not other.prefix.overlaps(network.prefix):
+            yield (*source_in(other.prefix), *e.drop())
+
+
+def anchor(domain: Domain, peer: Ap) -> Chain:
+    """Send a packet to the anchor `peer`, untranslated."""
+    return Chain(
+        anchor_chain(peer.id),
+        (e.set_mark(domain.mark(peer), domain.mark_mask), e.notrack(), e.accept()),
+    )
+
+
+def from_tunnel(network: Network) -> Chain:
+    """What comes out of a tunnel begins without a mark.
+
+    It still has the outer packet's (vxlan_rcv()), which a policy router may have marked as traffic
+    between APs: the client's flow would leave by another uplink than before.
+    """
+    to_client = (*destination_in(network.prefix), *e.notrack(), *e.accept())
+    rules = (e.clear_mark(), to_client, *_into_zone(network))
+    return Chain(Names.of(network.name).from_tunnel, rules)
+
+
+def _into_zone(network: Network) -> tuple[Expressions, ...]:
+    """Keep a client's flows apart from those of another network with the same addresses."""
+    return (e.set_original_zone(network.zone),) if network.zone else ()
+
+
+def zones(domain: Domain) -> list[Chain]:
+    """Marks for replies that come in from the uplink, and for what we answer ourselves."""
+    if not any(network.zone for network in domain.networks):
+        return []
+    replies = tuple(_zone_marks(domain, received=True))
+    answers = tuple(_zone_marks(domain, received=False))
+    return [
+        Chain("zone_replies", replies, Hook("filter", PREROUTING, MANGLE)),
+        Chain("zone_answers", answers, Hook("route", OUTPUT, MANGLE)),
+    ]
+
+
+def _zone_marks(domain: Domain, *, received: bool) -> Iterator[Expressions]:
+    """Tell the packets to a network with a zone, by a mark for its policy rule."""
+    for network in domain.networks:
+        if network.zone:
+            yield (
+                *(e.iifname(network.uplink) if received else ()),
+                *e.ct_original_zone(network.zone),
+                *e.set_mark(domain.zone_mark(network), domain.mark_mask),
+            )
+
+
+def port_forwards(domain: Domain) -> list[Chain]:
+    """Static port forwards, before a firewall's own DNAT at -100."""
+    rules = tuple(
+        (
+            *e.iifname(network.uplink),
+            *(
+                e.address_is(e.DESTINATION_ADDRESS, network.nat_address)
+                if network.nat_address
+                else e.to_local_address()
+            ),
+            *e.ipv4(),
+            *e.l4proto(forward.protocol),
+            *e.destination_port(forward.port),
+            *e.dnat(forward.client, forward.client_port),
+        )
+        for network in domain.networks
+        for forward in network.forwards
+    )
+    return [Chain("dstnat", rules, Hook("nat", PREROUTING, DESTINATION_NAT))] if rules else []
+
+
+def own_errors(domain: Domain) -> list[Chain]:
+    """ICMP errors of our own about what came out of a tunnel go back to the flow's anchor.
+
+    Only the anchor can translate them to what the server knows. The lookup is for these errors
+    alone: the tunnel's outer packet inherits the priority in which it leaves its result.
+    """
+    error = (*e.ipv4(), *e.l4proto(ICMP), *e.icmp_echo_request(negate=True))
+    chains = [
+        Chain(
+            names.own_error,
+            (
+                (*e.flow_of_client_error(), *e.priority_from(names.flows)),
+                e.priority_verdict(names.anchors),
+            ),
+        )
+        for names in (Names.of(network.name) for network in domain.networks)
+    ]
+    rules = tuple(
+        (*e.oifname(network.uplink), *error, *e.jump(Names.of(network.name).own_error))
+        for network in domain.networks
+    )
+    return [*chains, Chain("output", rules, Hook("route", OUTPUT, RAW))]

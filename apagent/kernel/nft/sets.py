@@ -1,0 +1,117 @@
+"""The sets and maps of our table: what they are called, and what their keys and values are."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from apagent.core.domain import ANCHOR_TAG, Domain
+from apagent.core.model import ApId, NetworkName
+from apagent.kernel.nft.elements import CLIENT_SIZE, ECHO_SIZE, FLOW_SIZE, SOCKET_SIZE
+from apagent.kernel.nft.messages import SET_FLAG_TIMEOUT, VERDICT, SetDefinition
+from apagent.kernel.nft.userdata import ByteOrder, byte_orders, echo_map
+
+ANCHOR_CHAIN = "anchor_"
+UNSYNCED = "unsynced"
+"""The set of client interfaces that hold back what could belong to a peer's flow."""
+ARRIVAL_GRACE_MS = 500
+"""How long the sessions of a client that has just arrived may be on their way."""
+
+_IPV4_ADDR, _INTEGER, _INET_PROTO, _INET_SERVICE, _CLASSID = 7, 4, 12, 13, 23
+_ETHER_ADDR, _IFNAME = 9, 41
+_IFNAME_SIZE = 16
+"""nft's data types (nftables, include/datatype.h)."""
+_VERDICT_LENGTH = 16
+_BITS_PER_TYPE = 6
+
+_U32 = struct.Struct("=I")
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What a network's sets, maps and chains are called."""
+
+    flows: str
+    echoes: str
+    sockets: str
+    known: str
+    arrived: str
+    anchors: str
+    from_client: str
+    from_tunnel: str
+    stray: str
+    own_error: str
+
+    @classmethod
+    def of(cls, network: NetworkName) -> Names:
+        """The names for `network`."""
+        fields = cls.__slots__
+        return cls(*(f"{network}_{field}" for field in fields))
+
+
+def anchor_chain(ap: ApId) -> str:
+    """The chain that sends a packet to the anchor `ap`."""
+    return ANCHOR_CHAIN + ap
+
+
+def anchor_value(number: int) -> bytes:
+    """An anchor's value in the maps: an skb priority, in host order."""
+    return _U32.pack(ANCHOR_TAG | number)
+
+
+def anchor_number(value: bytes) -> int | None:
+    """The number in an anchor's value; None: the value isn't one of ours."""
+    number: int = _U32.unpack(value)[0] ^ ANCHOR_TAG
+    return number if number <= 0xFFFF else None
+
+
+def definitions(domain: Domain) -> dict[str, SetDefinition]:
+    """Every set and map of the table, by name."""
+    unsynced = _expiring(UNSYNCED, _IFNAME, _IFNAME_SIZE, round(domain.sync_timeout_s * 1000))
+    found = [unsynced]
+    for network in domain.networks:
+        found += _definitions(Names.of(network.name))
+    return {definition.name: definition for definition in found}
+
+
+def _concatenation(*types: int) -> int:
+    result = 0
+    for type_ in types:
+        result = result << _BITS_PER_TYPE | type_
+    return result
+
+
+_FLOW_TYPE = _concatenation(_IPV4_ADDR, _IPV4_ADDR, _INET_PROTO, _INET_SERVICE, _INET_SERVICE)
+_ECHO_TYPE = _concatenation(_IPV4_ADDR, _IPV4_ADDR, _INTEGER)
+_SOCKET_TYPE = _concatenation(_IPV4_ADDR, _INET_PROTO, _INET_SERVICE)
+_CLIENT_TYPE = _concatenation(_IPV4_ADDR, _ETHER_ADDR)
+_ADDRESS_SIZE = 4
+
+
+def _expiring(name: str, type_: int, size: int, timeout_ms: int) -> SetDefinition:
+    """A set whose elements live for `timeout_ms`."""
+    order = byte_orders(ByteOrder.HOST if type_ == _IFNAME else ByteOrder.NETWORK)
+    return SetDefinition(
+        name, type_, size, userdata=order, extra_flags=SET_FLAG_TIMEOUT, timeout_ms=timeout_ms
+    )
+
+
+def _definitions(names: Names) -> tuple[SetDefinition, ...]:
+    anchor_map = byte_orders(ByteOrder.MIXED, ByteOrder.HOST)
+    return (
+        SetDefinition(names.flows, _FLOW_TYPE, FLOW_SIZE, _CLASSID, 4, anchor_map),
+        SetDefinition(names.echoes, _ECHO_TYPE, ECHO_SIZE, _CLASSID, 4, echo_map()),
+        SetDefinition(names.sockets, _SOCKET_TYPE, SOCKET_SIZE, _CLASSID, 4, anchor_map),
+        SetDefinition(
+            names.known, _CLIENT_TYPE, CLIENT_SIZE, userdata=byte_orders(ByteOrder.MIXED)
+        ),
+        _expiring(names.arrived, _IPV4_ADDR, _ADDRESS_SIZE, ARRIVAL_GRACE_MS),
+        SetDefinition(
+            names.anchors,
+            _CLASSID,
+            4,
+            VERDICT,
+            _VERDICT_LENGTH,
+            byte_orders(ByteOrder.HOST, ByteOrder.MIXED),
+        ),
+    )

@@ -1,0 +1,102 @@
+"""In which order the shell does what a roam waits for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from apagent.core.engine import Engine
+from apagent.core.events import (
+    ClientSeen,
+    Event,
+    FlowsChanged,
+    FlowsListed,
+    PeerDelta,
+    PeerSnapshot,
+    Source,
+)
+from apagent.core.feed import FeedContents, FeedLog
+from apagent.reconcile import Reconciler
+from apagent.shell import Shell
+from tests.domains import ANN, ANN_IP, AP2, AP3, LAN, NAT, at, claim, domain, tcp
+
+
+class Recorder:
+    """Kernel, conntrack and observer that only note what they are asked for."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+        self.planned: list[tuple[float, Callable[[], None]]] = []
+
+    def later(self, delay_s: float, action: Callable[[], None]) -> None:
+        self.planned.append((delay_s, action))
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_: self.done.append(name)
+
+
+def shell(recorder: Recorder) -> Shell:
+    engine = Engine(domain())
+    kernel: Any = recorder
+    feed = FeedLog(1, lambda: FeedContents(*engine.snapshot(), engine.clock))
+    made = Shell(engine, kernel, kernel, Reconciler(kernel, domain(), engine), feed, recorder.later)
+    made.run([FlowsListed({}), PeerSnapshot(AP2, 1, {}, (claim(AP2, 1),)), PeerSnapshot(AP3, 1)])
+    feed.subscribe(lambda: recorder.done.append("publish"))
+    made.observers.append(lambda *_: recorder.done.append("tell"))
+    recorder.done.clear()
+    return made
+
+
+def work_off(*events: Event) -> list[str]:
+    recorder = Recorder()
+    shell(recorder).run(list(events))
+    return recorder.done
+
+
+def test_an_arriving_client_has_its_grace_before_the_kernel_knows_it() -> None:
+    done = work_off(ClientSeen(LAN, ANN, Source.FDB, ANN_IP))
+    assert done == ["welcome_client", "apply", "publish", "tell"]
+
+
+def test_an_arriving_client_is_welcomed_again_while_it_is_here() -> None:
+    recorder = Recorder()
+    made = shell(recorder)
+    made.run([ClientSeen(LAN, ANN, Source.FDB, ANN_IP)])
+    (_, soon), (_, later) = recorder.planned
+    recorder.done.clear()
+    soon()
+    made.run([PeerDelta(AP2, 9, claims=(claim(AP2, 9),))])
+    later()
+    assert recorder.done.count("welcome_client") == 1
+
+
+def test_a_client_that_has_left_is_forgotten_when_its_route_is_there() -> None:
+    here = ClientSeen(LAN, ANN, Source.FDB, ANN_IP)
+    recorder = Recorder()
+    made = shell(recorder)
+    made.run([here])
+    recorder.done.clear()
+    made.run([PeerDelta(AP2, 9, claims=(claim(AP2, 9),))])
+    assert recorder.done == ["apply", "forget_client", "tell"]
+
+
+def test_a_flow_ends_here_when_its_packets_go_elsewhere() -> None:
+    done = work_off(FlowsChanged(LAN, {tcp(1): NAT}), PeerDelta(AP2, 1, {LAN: {tcp(1): at(0)}}))
+    assert done.index("apply") < done.index("end")
+
+
+def test_the_peers_need_not_wait_for_the_log() -> None:
+    recorder = Recorder()
+
+    async def emit() -> list[str]:
+        made = shell(recorder)
+        made.emit(ClientSeen(LAN, ANN, Source.FDB, ANN_IP))
+        await asyncio.sleep(0)
+        at_once = list(recorder.done)
+        await asyncio.sleep(0)
+        return at_once
+
+    at_once = asyncio.run(emit())
+    assert at_once[-1] == "publish"
+    assert recorder.done == [*at_once, "tell"]
