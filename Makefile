@@ -9,7 +9,7 @@ RUNTIME := .venv/.installed
 DEVELOPMENT := .venv/.installed-dev
 SHELL_SCRIPTS = $(shell grep -lE '^\#!.*\b(ba)?sh\b' scripts/* .ci/run)
 
-.PHONY: help setup setup-dev demo test lint proto clean
+.PHONY: help setup setup-dev demo test soak bench-roam lint proto clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,12 @@ demo: $(RUNTIME) ## a download while its client roams over three APs, without an
 test: $(DEVELOPMENT) ## all tests: unit, sequences, contract, network namespaces
 	scripts/in-userns .venv/bin/pytest $(PYTEST_ARGS)
 
+soak: $(DEVELOPMENT) ## real applications at once, their clients roaming at random (SOAK_ARGS=--seconds=120)
+	scripts/in-userns .venv/bin/python -m tests.soak $(SOAK_ARGS)
+
+bench-roam: $(DEVELOPMENT) ## what a roam costs a 1 kHz echo, with 1 and 10,000 flows (BENCH_ARGS=--runs=50)
+	scripts/in-userns .venv/bin/python -m tests.bench.roam $(BENCH_ARGS)
+
 lint: $(DEVELOPMENT) ## ruff, mypy, generated stubs, shellcheck
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -36,7 +42,7 @@ proto: $(DEVELOPMENT) ## generate apagent/v1 from the proto files
 	.venv/bin/python scripts/proto
 
 clean: ## remove what these targets made
-	rm -rf .venv build dist apagent.egg-info demo-out
+	rm -rf .venv build dist apagent.egg-info demo-out soak-out bench-out
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find apagent tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
 

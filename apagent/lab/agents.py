@@ -7,24 +7,28 @@ import socket
 import subprocess
 import textwrap
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from apagent.lab import programs
 from apagent.lab.errors import LabError
 from apagent.lab.place import Place
-from apagent.lab.plan import CLIENT_INTERFACE, CLIENT_PREFIX, GATEWAY, UPLINK, Plan
+from apagent.lab.plan import UPLINK, ClientNetwork, Plan
 from apagent.lab.processes import Process
 
 READY_TIMEOUT_S = 20.0
 _LOG_TAIL_LINES = 25
 _PEERING_PORT = 7411
-_VNI = 77
 
 
-def configuration(place: Place, plan: Plan, ap: str) -> str:
-    """The configuration file of an AP, as a person would write it."""
+def configuration(place: Place, plan: Plan, ap: str, options: str = "") -> str:
+    """The configuration file of an AP, as a person would write it.
+
+    `options` are lines to add to its first network.
+    """
     peers = "".join(_peer(plan, peer) for peer in plan.aps if peer != ap)
+    first, *others = (_network(network) for network in plan.networks)
+    networks = "".join((first, options, *others))
     return f'''# apagent on {ap}, an access point of the lab.
 
 [ap]
@@ -36,19 +40,27 @@ underlay = "{plan.underlay(ap)}"          # our address on the network between t
 [peering]
 listen = "{plan.underlay(ap)}:{_PEERING_PORT}"       # the other APs subscribe to our sessions here
 {peers}
-# The network that clients roam in: the same on every AP.
-[[networks]]
-name = "lan"
-client_interface = "{CLIENT_INTERFACE}"
-prefix = "{CLIENT_PREFIX}"
-gateway = "{GATEWAY}"
-vni = {_VNI}                        # of the tunnel, the same on every AP
-uplink = "{UPLINK}"
-nat = "masquerade"              # or the address to translate to
-
+# The networks that clients roam in: the same on every AP.{networks}
 [control]
 socket = "{place.control_socket(ap)}"
 '''
+
+
+def _network(network: ClientNetwork) -> str:
+    return f'''
+[[networks]]
+name = "{network.name}"
+client_interface = "{network.client_interface}"
+prefix = "{network.prefix}"
+gateway = "{network.gateway}"
+vni = {network.vni}                        # of the tunnel, the same on every AP
+uplink = "{UPLINK}"
+nat = "masquerade"              # or the address to translate to
+''' + (
+        f"zone = {network.zone}                        # another network has the same addresses\n"
+        if network.zone
+        else ""
+    )
 
 
 def _peer(plan: Plan, ap: str) -> str:
@@ -64,16 +76,17 @@ underlay = "{underlay}"
 class Agents:
     """Starts, finds and stops the agents of a lab, also those that another run started."""
 
-    def __init__(self, place: Place, plan: Plan) -> None:
+    def __init__(self, place: Place, plan: Plan, options: Mapping[str, str]) -> None:
         self._place = place
         self._plan = plan
+        self._options = options
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._notifications: dict[str, socket.socket] = {}
 
     def prepare(self, ap: str) -> None:
         """Make the AP's directory and write its configuration."""
         self._place.ap_directory(ap).mkdir(exist_ok=True)
-        text = configuration(self._place, self._plan, ap)
+        text = configuration(self._place, self._plan, ap, self._options.get(ap, ""))
         self.config_file(ap).write_text(text, encoding="utf-8")
 
     def start(self, ap: str) -> None:

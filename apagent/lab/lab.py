@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
@@ -17,7 +17,7 @@ from apagent.lab.agents import Agents
 from apagent.lab.capture import Capture, touching
 from apagent.lab.errors import LabError
 from apagent.lab.place import Place
-from apagent.lab.plan import CLIENT_PREFIX, INTERNET, UPLINK, plan
+from apagent.lab.plan import CLIENT_ADDRESSES, INTERNET, UPLINK, plan
 from apagent.lab.radio import Radio
 
 Progress = Callable[[str], None]
@@ -34,30 +34,43 @@ class Lab:
     """A roam domain of `aps` APs and `clients` clients in network namespaces.
 
     A context manager: up at the start, down at the end. With `agents`, every AP runs apagent; else
-    it does its own NAT the ordinary way. `progress` is told what happens, a line each.
+    it does its own NAT the ordinary way. Clients belong to `networks` networks in turn;
+    as `twins` these have the same addresses. `options`
+    are lines to add to the first network in the configuration of an AP; they are not kept for
+    `open`. `progress` is told what happens, a line each.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - settings, by name
         self,
         aps: int = 3,
         clients: int = 2,
         *,
         agents: bool = True,
+        networks: int = 1,
+        twins: bool = False,
+        options: Mapping[str, str] | None = None,
         place: Place | None = None,
         progress: Progress = silent,
     ) -> None:
-        self.plan = plan(aps, clients)
+        self.plan = plan(aps, clients, networks, twins=twins)
         self.place = Place.from_environment(os.environ) if place is None else place
-        self._state = state.State(aps, clients, agents)
+        self._state = state.State(aps, clients, agents, networks=networks, twins=twins)
         self._progress = progress
-        self.agents = Agents(self.place, self.plan)
+        self.agents = Agents(self.place, self.plan, options or {})
         self._radio: Radio | None = None
 
     @classmethod
     def open(cls, place: Place) -> Lab:
         """The lab that another run brought up. Raises LabNotUp if there is none."""
         found = state.load(place)
-        lab = cls(found.aps, found.clients, agents=found.agents, place=place)
+        lab = cls(
+            found.aps,
+            found.clients,
+            agents=found.agents,
+            networks=found.networks,
+            twins=found.twins,
+            place=place,
+        )
         lab._state = found
         return lab
 
@@ -244,7 +257,7 @@ class Lab:
     def watch_for_leaks(self) -> Capture:
         """Watch every uplink, at the router, for packets from or to a client's own address."""
         uplinks = [end.name for end in self.plan.on(INTERNET) if end.name in self.aps]
-        return Capture(self.namespace(INTERNET), uplinks, touching(CLIENT_PREFIX))
+        return Capture(self.namespace(INTERNET), uplinks, touching(CLIENT_ADDRESSES))
 
     @property
     def _air(self) -> Radio:

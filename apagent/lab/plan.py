@@ -1,4 +1,4 @@
-"""What a lab consists of, computed from two numbers: how many APs and how many clients.
+"""What a lab consists of, computed from how many APs, clients and client networks there are.
 
                           server 198.51.100.10, .11
                              |
@@ -17,6 +17,9 @@ A `bss` bridge stands for an AP's radio, so that APs are like real ones: one por
 stations, and forwarding entries that go stale. The router `internet` has no route to the clients'
 prefix: an untranslated packet is a visible leak, and is never answered.
 
+A second network, `guest`, is the same again beside it: br-guest 10.78.0.1, wlan1 and bridges
+`guest1`, … on every AP. Clients belong to the networks in turn.
+
 Interface indices are planned too, and unique in the whole lab. So all netlink messages can be
 written before anything exists. Were the two ends of a veth pair to have the same index, the kernel
 would take the pair for an ordinary device and report its carrier up to a second late
@@ -26,10 +29,10 @@ would take the pair for an ordinary device and report its carrier up to a second
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
-from itertools import count
+from itertools import count, product
 
 from apagent.core.model import Mac
 from apagent.lab.errors import LabError, UnknownNode
@@ -37,6 +40,8 @@ from apagent.lab.errors import LabError, UnknownNode
 MAX_APS = 100
 MAX_CLIENTS = 250
 
+CLIENT_ADDRESSES = IPv4Network("10.76.0.0/14")
+"""All client networks are in it, and nothing else."""
 CLIENT_PREFIX = IPv4Network("10.77.0.0/16")
 GATEWAY = CLIENT_PREFIX[1]
 GATEWAY_MAC = Mac("02:00:00:00:00:fe")
@@ -56,6 +61,40 @@ RADIO = "wlan0"
 _FIRST_INDEX = 10
 
 
+@dataclass(frozen=True, slots=True)
+class ClientNetwork:
+    """A network that clients roam in, the same on every AP."""
+
+    name: str
+    client_interface: str
+    prefix: IPv4Network
+    vni: int
+    radio: str
+    """The AP's radio; its other end in the fabric is `antenna` and the AP's number."""
+    antenna: str
+    bss: str
+    """The fabric's bridge that stands for an AP's radio is this and the AP's number."""
+    zone: int = 0
+    """Conntrack zone, where another network has the same addresses."""
+
+    @property
+    def gateway(self) -> IPv4Address:
+        """The address of every AP in it."""
+        return self.prefix[1]
+
+
+NETWORKS = (
+    ClientNetwork("lan", CLIENT_INTERFACE, CLIENT_PREFIX, 77, RADIO, "radio", "bss"),
+    ClientNetwork("guest", "br-guest", IPv4Network("10.78.0.0/16"), 78, "wlan1", "gradio", "guest"),
+)
+
+
+TWINS = tuple(
+    replace(network, prefix=CLIENT_PREFIX, zone=zone) for zone, network in enumerate(NETWORKS, 1)
+)
+"""The same networks with the same addresses: client1 and client2 have the same one, and so on."""
+
+
 def ap_name(number: int) -> str:
     """The name of AP `number`, from 1."""
     return f"ap{number}"
@@ -64,11 +103,6 @@ def ap_name(number: int) -> str:
 def client_name(number: int) -> str:
     """The name of client `number`, from 1."""
     return f"client{number}"
-
-
-def bss_name(ap: str) -> str:
-    """The fabric's bridge that stands for an AP's radio."""
-    return "bss" + ap.removeprefix("ap")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +148,7 @@ class Plan:
     nodes: tuple[Node, ...]
     bridges: tuple[Interface, ...]
     veths: tuple[Veth, ...]
+    networks: tuple[ClientNetwork, ...]
 
     @cached_property
     def aps(self) -> tuple[str, ...]:
@@ -164,13 +199,17 @@ class Plan:
         """The interfaces of a node."""
         return [interface for interface in self.interfaces if interface.node == node]
 
-    def bss(self, ap: str) -> Interface:
-        """The bridge that stands for the AP's radio."""
-        return self.interface(FABRIC, bss_name(ap))
+    def network(self, client: str) -> ClientNetwork:
+        """The network that the client belongs to."""
+        return _network(self.networks, int(client.removeprefix("client")))
 
-    def antenna(self, ap: str) -> Interface:
+    def bss(self, ap: str, network: ClientNetwork = NETWORKS[0]) -> Interface:
+        """The bridge that stands for the AP's radio."""
+        return self.interface(FABRIC, network.bss + ap.removeprefix("ap"))
+
+    def antenna(self, ap: str, network: ClientNetwork = NETWORKS[0]) -> Interface:
         """The fabric's end of the AP's radio: what is sent there, the AP receives."""
-        return self.interface(FABRIC, "radio" + ap.removeprefix("ap"))
+        return self.interface(FABRIC, network.antenna + ap.removeprefix("ap"))
 
     def station(self, client: str) -> Interface:
         """The client's own end of its link."""
@@ -185,25 +224,35 @@ class Plan:
         return self.interface(ap, "bh").address
 
 
-def plan(aps: int, clients: int) -> Plan:
-    """Plan a lab. Raises LabError if there are too many or too few of either."""
+def plan(aps: int, clients: int, networks: int = 1, *, twins: bool = False) -> Plan:
+    """Plan a lab, its networks with the same addresses if they are to be `twins`.
+
+    Raises LabError if there are too many or too few of anything.
+    """
     if not 1 <= aps <= MAX_APS:
         raise LabError(f"a lab has 1 to {MAX_APS} APs, not {aps}")
     if not 0 <= clients <= MAX_CLIENTS:
         raise LabError(f"a lab has 0 to {MAX_CLIENTS} clients, not {clients}")
-    return _Planner(aps, clients).plan()
+    if not 1 <= networks <= len(NETWORKS):
+        raise LabError(f"a lab has 1 to {len(NETWORKS)} client networks, not {networks}")
+    return _Planner(aps, clients, (TWINS if twins else NETWORKS)[:networks]).plan()
+
+
+def _network(networks: tuple[ClientNetwork, ...], client: int) -> ClientNetwork:
+    return networks[(client - 1) % len(networks)]
 
 
 class _Planner:
-    def __init__(self, aps: int, clients: int) -> None:
+    def __init__(self, aps: int, clients: int, networks: tuple[ClientNetwork, ...]) -> None:
         self._aps = range(1, aps + 1)
         self._clients = range(1, clients + 1)
+        self._networks = networks
         self._indices = count(_FIRST_INDEX)
 
     def plan(self) -> Plan:
         bridges = tuple(self._bridges())
         index = {(bridge.node, bridge.name): bridge.index for bridge in bridges}
-        return Plan(tuple(self._nodes()), bridges, tuple(self._veths(index)))
+        return Plan(tuple(self._nodes()), bridges, tuple(self._veths(index)), self._networks)
 
     def _nodes(self) -> Iterator[Node]:
         yield Node(INTERNET, INTERNET, forwards=True)
@@ -212,15 +261,19 @@ class _Planner:
         for ap in self._aps:
             yield Node(ap_name(ap), "ap", forwards=True, gateway=UPLINKS[1])
         for client in self._clients:
-            yield Node(client_name(client), "client", gateway=GATEWAY)
+            gateway = _network(self._networks, client).gateway
+            yield Node(client_name(client), "client", gateway=gateway)
 
     def _bridges(self) -> Iterator[Interface]:
         yield self._bridge(INTERNET, "uplinks", addresses=_on(UPLINKS, 1))
         yield self._bridge(FABRIC, "backhaul")
-        for ap in self._aps:
-            yield self._bridge(FABRIC, bss_name(ap_name(ap)))
+        for number, network in product(self._aps, self._networks):
+            yield self._bridge(FABRIC, f"{network.bss}{number}")
             yield self._bridge(
-                ap_name(ap), CLIENT_INTERFACE, mac=GATEWAY_MAC, addresses=_on(CLIENT_PREFIX, 1)
+                ap_name(number),
+                network.client_interface,
+                mac=GATEWAY_MAC,
+                addresses=_on(network.prefix, 1),
             )
 
     def _bridge(
@@ -247,20 +300,27 @@ class _Planner:
                 self._end(ap, "bh", _on(UNDERLAY, number)),
                 self._port(FABRIC, f"bh{number}", bridge[FABRIC, "backhaul"]),
             )
-            yield Veth(
-                self._port(ap, RADIO, bridge[ap, CLIENT_INTERFACE]),
-                self._port(FABRIC, f"radio{number}", bridge[FABRIC, bss_name(ap)]),
-            )
+            for network in self._networks:
+                yield Veth(
+                    self._port(ap, network.radio, bridge[ap, network.client_interface]),
+                    self._port(
+                        FABRIC,
+                        f"{network.antenna}{number}",
+                        bridge[FABRIC, f"{network.bss}{number}"],
+                    ),
+                )
         for number in self._clients:
-            first = ap_name((number - 1) % len(self._aps) + 1)
+            first = (number - 1) % len(self._aps) + 1
+            network = _network(self._networks, number)
+            host = 256 + ((number - 1) // len(self._networks) + 1 if network.zone else number)
             yield Veth(
                 self._end(
                     client_name(number),
                     RADIO,
-                    _on(CLIENT_PREFIX, 256 + number),
+                    _on(network.prefix, host),
                     _client_mac(number),
                 ),
-                self._port(FABRIC, f"c{number}", bridge[FABRIC, bss_name(first)]),
+                self._port(FABRIC, f"c{number}", bridge[FABRIC, f"{network.bss}{first}"]),
             )
 
     def _end(

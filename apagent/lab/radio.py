@@ -64,7 +64,8 @@ class Radio:
         before and up after; else it stays up. Raises LabError and KernelFault.
         """
         port = self._plan.port(self._plan.client(client))
-        move = rtnl.enslave(port, self._plan.bss(self._plan.ap(ap)).index)
+        network = self._plan.network(client)
+        move = rtnl.enslave(port, self._plan.bss(self._plan.ap(ap), network).index)
         if carrier:
             self._switch_carrier(client, move)
         else:
@@ -72,7 +73,7 @@ class Radio:
         linked = time.monotonic_ns()
         if not silent:
             frame = layer2_update(self._plan.station(client).mac or "")
-            self._packets.sendto(frame, (self._plan.antenna(ap).name, 0))
+            self._packets.sendto(frame, (self._plan.antenna(ap, network).name, 0))
         return linked
 
     def location(self, client: str) -> str:
@@ -85,7 +86,11 @@ class Radio:
     def locations(self) -> dict[str, str | None]:
         """All clients, and the AP that each is associated with."""
         masters = dict(map(rtnl.parse_master, self._netlink.table(rtnl.dump_links())))
-        aps = {self._plan.bss(ap).index: ap for ap in self._plan.aps}
+        aps = {
+            self._plan.bss(ap, network).index: ap
+            for ap in self._plan.aps
+            for network in self._plan.networks
+        }
         return {
             client: aps.get(masters.get(self._plan.port(client).index, 0))
             for client in self._plan.clients
@@ -95,20 +100,23 @@ class Radio:
         """Move the client while its carrier is down; both changes wait until it has noticed.
 
         The kernel reports a carrier's change from a work queue (net/core/link_watch.c): a carrier
-        that is back by then was never gone for the client.
+        that is back by then was never gone for the client. The bss bridge, too, waits for that
+        report before it forwards to the client's port; no AP speaks to a client that can't hear.
         """
-        port = self._plan.port(client).index
+        port, own = self._plan.port(client).index, self._plan.station(client).index
         what = f"switching the carrier of {client}"
         with build.route_socket(self._place, client) as station:
             self._netlink.request([rtnl.set_up(port, what, up=False)])
-            self._wait_carrier(station, client, up=False)
+            _wait_carrier(station, own, client, up=False)
             self._netlink.request([move, rtnl.set_up(port, what, up=True)])
-            self._wait_carrier(station, client, up=True)
+            _wait_carrier(self._netlink, port, client, up=True)
+            _wait_carrier(station, own, client, up=True)
 
-    def _wait_carrier(self, station: Netlink, client: str, *, up: bool) -> None:
-        question = rtnl.get_link(self._plan.station(client).index)
-        deadline = time.monotonic() + _CARRIER_TIMEOUT_S
-        while rtnl.parse_running(station.table(question)[0]) != up:
-            if time.monotonic() > deadline:
-                raise LabError(f"{client} doesn't notice its carrier within {_CARRIER_TIMEOUT_S} s")
-            time.sleep(_CARRIER_POLL_S)
+
+def _wait_carrier(netlink: Netlink, index: int, client: str, *, up: bool) -> None:
+    question = rtnl.get_link(index)
+    deadline = time.monotonic() + _CARRIER_TIMEOUT_S
+    while rtnl.parse_running(netlink.table(question)[0]) != up:
+        if time.monotonic() > deadline:
+            raise LabError(f"{client} doesn't notice its carrier within {_CARRIER_TIMEOUT_S} s")
+        time.sleep(_CARRIER_POLL_S)

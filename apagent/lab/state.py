@@ -22,6 +22,8 @@ class State:
     clients: int
     agents: bool
     phase: str = BUILDING
+    networks: int = 1
+    twins: bool = False
 
 
 def claim(place: Place, state: State) -> None:

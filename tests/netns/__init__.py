@@ -2,4 +2,6 @@
 
 import pytest
 
-pytest.register_assert_rewrite("tests.netns.observe", "tests.netns.sockets")
+pytest.register_assert_rewrite(
+    "tests.netns.observe", "tests.netns.sockets", "tests.netns.nat_support"
+)

@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -58,9 +59,9 @@ def module_lab() -> Iterator[MakeLab]:
 def _maker() -> Iterator[MakeLab]:
     with contextlib.ExitStack() as stack:
 
-        def make(aps: int = 3, clients: int = 2, *, agents: bool = True) -> Lab:
+        def make(aps: int = 3, clients: int = 2, **settings: Any) -> Lab:
             place = Place.of(f"t{os.getpid()}n{next(_numbers)}-")
-            lab = Lab(aps, clients, agents=agents, place=place)
+            lab = Lab(aps, clients, place=place, **settings)
             lab.up()
             stack.callback(lab.down)
             _up[lab] = lab.watch_for_leaks()

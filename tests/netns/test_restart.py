@@ -50,6 +50,7 @@ def test_an_agent_is_killed_and_started_again(
         domain.roam("client1", "ap2")
         served_by(domain, "client1", "ap2")
         agreed(domain)
+        becomes(lambda: any(_in_grace(domain, other) for other in domain.aps), wanted=False)
         before = states(domain)
 
         killed_ns = time.monotonic_ns()
@@ -80,6 +81,11 @@ def test_an_agent_is_killed_and_started_again(
 def states(lab: Lab) -> dict[str, dict[str, Any]]:
     """All that counts of every AP; a claim's generation may grow at a restart."""
     return {ap: {**_told(lab, ap), **_installed(lab, ap)} for ap in lab.aps}
+
+
+def _in_grace(lab: Lab, ap: str) -> bool:
+    """Whether a client has just arrived: that is in the kernel for half a second."""
+    return "expires" in lab.run(ap, ["nft", "list", "ruleset"]).stdout
 
 
 def _told(lab: Lab, ap: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from apagent.lab.errors import LabError
 Event = dict[str, Any]
 
 _CLOSE_TIMEOUT_S = 5.0
+_PACKAGE = "apagent.lab.traffic"
 
 
 class Starter(Protocol):
@@ -31,11 +32,15 @@ class TrafficError(LabError):
 
 
 class Running:
-    """A started program; a thread of its own takes in its events."""
+    """A started program; a thread of its own takes in its events.
+
+    `program` is one of ours (`echo`) or the full name of a module that reports in the same way.
+    """
 
     def __init__(self, starter: Starter, node: str, program: str, *options: object) -> None:
         self.name = f"{program} on {node}"
-        argv = [sys.executable, "-m", f"apagent.lab.traffic.{program}", *map(str, options)]
+        module = program if "." in program else f"{_PACKAGE}.{program}"
+        argv = [sys.executable, "-m", module, *map(str, options)]
         # In a session of its own, so that Ctrl-C reaches the starter only, who then ends it.
         self.process = starter.popen(
             node, argv, stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -110,7 +115,7 @@ class Running:
 
 @contextlib.contextmanager
 def running(starter: Starter, node: str, program: str, *options: object) -> Iterator[Running]:
-    """Run `apagent.lab.traffic.PROGRAM` in `node` for the length of the block."""
+    """Run a program, named as in Running, in `node` for the length of the block."""
     started = Running(starter, node, program, *options)
     try:
         yield started
