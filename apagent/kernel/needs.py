@@ -16,7 +16,8 @@ from apagent.errors import KernelFault
 from apagent.kernel import links, sysctl
 from apagent.kernel.wire import NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, Message, Netlink, encode
 
-_CAP_NET_ADMIN = 12
+_CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13}
+"""Numbers in linux/capability.h; raw for the ARP announcements."""
 """linux/capability.h"""
 _NETLINK_ROUTE, _NETLINK_NETFILTER = 0, 12
 _NFGENMSG = struct.Struct("=BBH")
@@ -29,8 +30,13 @@ _PROBE_DEVICE = "apagent-probe"
 
 def missing_needs(domain: Domain) -> list[str]:
     """What the machine lacks, a sentence each with what to do; empty: all is there."""
-    if not _may_administer_network():
-        return ["CAP_NET_ADMIN is missing: run the agent as root or grant it that capability."]
+    missing = [
+        f"{name} is missing: run the agent as root or grant it that capability."
+        for name, number in _CAPABILITIES.items()
+        if not _is_capable(number)
+    ]
+    if missing:
+        return missing
     return [*_missing_in_kernel(), *_missing_forwarding(), *missing_interfaces(domain)]
 
 
@@ -51,10 +57,10 @@ def underlay_mtu(address: IPv4Address) -> int:
     return min(mtus)
 
 
-def _may_administer_network() -> bool:
+def _is_capable(number: int) -> bool:
     status = Path("/proc/thread-self/status").read_text()
     effective = re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
-    return effective is not None and bool(int(effective[1], 16) >> _CAP_NET_ADMIN & 1)
+    return effective is not None and bool(int(effective[1], 16) >> number & 1)
 
 
 def _missing_in_kernel() -> list[str]:
