@@ -18,7 +18,6 @@ from apagent.kernel.wire import NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, Message, Ne
 
 _CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13}
 """Numbers in linux/capability.h; raw for the ARP announcements."""
-"""linux/capability.h"""
 _NETLINK_ROUTE, _NETLINK_NETFILTER = 0, 12
 _NFGENMSG = struct.Struct("=BBH")
 _CTNETLINK_GET_STATS = (1 << 8) | 5
