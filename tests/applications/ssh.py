@@ -23,9 +23,6 @@ from tests.applications.application import (
     unused_port,
 )
 
-_USER = "nobody"
-"""An account that every system has. It runs nothing: the client asks for the port only."""
-
 
 class Ssh:
     """A running ssh, and the download through its port."""
@@ -83,16 +80,27 @@ def _sshd(scene: Scene, port: int) -> Iterator[Path]:
         f"Port {port}\nHostKey {directory}/host\nAuthorizedKeysFile {directory}/user.pub\n"
         "PidFile none\nStrictModes no\nUsePAM no\n"
     )
-    argv = [*_as_user(), _sshd_path(), "-De", "-f", str(config)]
+    argv = [*_account()[1], _sshd_path(), "-De", "-f", str(config)]
     with log.open("w") as file, scene.process("server", argv, stderr=file):
         scene.wait_until_listening("server", port)
         yield log
 
 
-def _as_user() -> list[str]:
-    """In a user namespace sshd can't become another user, so it is that user from the start."""
-    number = pwd.getpwnam(_USER).pw_uid
-    return ["unshare", "--user", f"--map-user={number}"]
+def _account() -> tuple[pwd.struct_passwd, list[str]]:
+    """An account to log in as, and what comes before sshd on its command line.
+
+    It runs nothing, for the client asks for the port only. In a user namespace sshd can't become
+    another user, so it is that user from the start. In an ordinary user's namespace it can't read
+    the passwords either, so that every account counts as locked; without any, none does.
+    """
+    if Path("/proc/self/setgroups").read_text().strip() == "allow":
+        nobody = pwd.getpwnam("nobody")
+        return nobody, ["unshare", "--user", f"--map-user={nobody.pw_uid}"]
+    shells = Path("/etc/shells").read_text().split()
+    user = next(user for user in pwd.getpwall() if user.pw_uid and user.pw_shell in shells)
+    become = f"unshare --user --map-user={user.pw_uid} --map-group={user.pw_gid}"
+    script = f'mount --bind /dev/null /etc/shadow && exec {become} "$@"'
+    return user, ["unshare", "--mount", "sh", "-c", script, "sh"]
 
 
 def _sshd_path() -> str:
@@ -112,5 +120,5 @@ def _ssh(directory: Path, port: int, forward: str) -> list[str]:
         "ServerAliveCountMax=3",
     )
     chosen = [part for option in options for part in ("-o", option)]
-    key, target = str(directory / "user"), f"{_USER}@{SERVER}"
+    key, target = str(directory / "user"), f"{_account()[0].pw_name}@{SERVER}"
     return ["ssh", "-F", "none", "-NT", "-p", str(port), "-i", key, *chosen, "-L", forward, target]

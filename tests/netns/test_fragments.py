@@ -83,7 +83,10 @@ class Stream(contextlib.AbstractContextManager["Stream"]):
         self._sender, self._receiver = sender, receiver
         self._receiver.settimeout(QUIET_S)
         # Room for a reader that is late: what is counted is what the network loses.
-        self._receiver.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 23)
+        try:
+            self._receiver.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 23)
+        except PermissionError:  # in a user namespace: as much as anybody may have
+            self._receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 23)
         self.sent_ns: list[int] = []
         self._received: set[int] = set()
         self.broken = 0

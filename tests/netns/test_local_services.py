@@ -73,6 +73,7 @@ def _dnsmasq(lab: Lab, ap: str, directory: Path) -> Iterator[None]:
         "--no-hosts",
         "--no-ping",
         "--user=root",
+        "--group=",  # none: in a user namespace setgroups(2) is denied
         f"--pid-file={directory}/pid",
         f"--dhcp-leasefile={directory}/leases",
         "--interface=br-lan",
