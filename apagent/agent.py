@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address
 
-from apagent.core.domain import Domain
 from apagent.core.engine import Engine
 from apagent.core.events import (
     ClientSeen,
@@ -45,7 +44,6 @@ class Agent:
 
     def __init__(
         self,
-        domain: Domain,
         engine: Engine,
         shell: Shell,
         reconciler: Reconciler,
@@ -53,7 +51,6 @@ class Agent:
         flows: FlowMonitor,
         clients: ClientMonitor,
     ) -> None:
-        self._domain = domain
         self._engine = engine
         self._shell = shell
         self._reconciler = reconciler

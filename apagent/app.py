@@ -66,7 +66,6 @@ async def run(config: Config) -> None:
     shell = Shell(engine, kernel, flows, reconciler, feed, later)
     shell.observers.append(_report_ready)
     agent = Agent(
-        domain,
         engine,
         shell,
         reconciler,

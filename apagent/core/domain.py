@@ -146,11 +146,6 @@ class Domain:
         return {peer.id: peer for peer in self.peers}
 
     @cached_property
-    def peer_by_number(self) -> dict[int, Ap]:
-        """The peers by local number."""
-        return {peer.number: peer for peer in self.peers}
-
-    @cached_property
     def network_by_name(self) -> dict[NetworkName, Network]:
         """The networks by name."""
         return {network.name: network for network in self.networks}

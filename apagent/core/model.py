@@ -43,8 +43,6 @@ PROTOCOL_NUMBERS = {name: number for number, name in PROTOCOL_NAMES.items()}
 _FLOW = struct.Struct(">IIBHH")
 _NAT = struct.Struct(">IHI")
 _ANY_REMOTE = bytes(4)
-FLOW_KEY_SIZE = _FLOW.size
-NAT_SIZE = _NAT.size
 TRANSLATION = slice(0, 6)
 """Address and port in a `Nat`."""
 GENERATION = slice(6, 10)
