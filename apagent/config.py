@@ -36,6 +36,7 @@ VXLAN_PORT = 4789
 """IANA's port for VXLAN (RFC 7348, section 5)."""
 
 _AP_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
+_AP_ID_OR_NONE = re.compile(rf"(?:{_AP_ID.pattern})?")
 _NETWORK_NAME = re.compile(r"[a-z][a-z0-9_]{0,9}")
 _TABLE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,31}")
 _DEVICE_PREFIX = re.compile(r"[a-z][a-z0-9-]{0,4}")
@@ -240,6 +241,9 @@ def _network(table: Table) -> Network:
         nat_address=_nat(table),
         isolate_clients=table.flag("isolate_clients", default=False),
         forwards=tuple(_forward(forward) for forward in table.tables("forwards")),
+        takeover=table.flag("takeover", default=False),
+        successor=_successor(table),
+        uplink_probes=table.addresses("uplink_probes"),
         zone=table.integer("zone", 0, 0, 65535),
     )
     if network.gateway not in network.prefix:
@@ -248,6 +252,10 @@ def _network(table: Table) -> Network:
         )
     if network.uplink == network.client_interface:
         raise table.error("uplink", f"{network.uplink} is the client interface too; name another")
+    if network.takeover and network.nat_address is None:
+        raise table.error("takeover", "needs a NAT address of this AP's own; set nat to it")
+    if network.zone and network.takeover:
+        raise table.error("zone", "a network with a zone can't have takeover; remove one of them")
     if network.zone and network.forwards:
         raise table.error("zone", "a network with a zone can't have forwards; remove one of them")
     for i, forward in enumerate(network.forwards):
@@ -279,6 +287,14 @@ def _nat(table: Table) -> IPv4Address | None:
         return table.address("nat")
     except ConfigError:
         raise table.error("nat", 'expected "masquerade" or an IPv4 address') from None
+
+
+def _successor(table: Table) -> ApId | None:
+    return (
+        ApId(text)
+        if (text := table.text("successor", "", of=_AP_ID_OR_NONE, form=_AP_ID_FORM))
+        else None
+    )
 
 
 def _control(table: Table) -> Path:
@@ -351,6 +367,14 @@ def _check_peers(config: Config) -> None:
                 raise ConfigError(f"{name}: {value} is used by {other} too; give each AP its own")
 
 
+def _check_successors(config: Config) -> None:
+    known = {peer.id for peer in config.peers}
+    for i, network in enumerate(config.networks):
+        if network.successor is not None and network.successor not in known:
+            names = ", ".join(sorted(known)) or "there are none"
+            raise ConfigError(f"networks[{i}].successor: {network.successor} is no peer: {names}")
+
+
 def _check_forwards(config: Config) -> None:
     seen: dict[tuple[str, int, int], str] = {}
     for i, network in enumerate(config.networks):
@@ -367,6 +391,7 @@ def _check_networks(config: Config) -> None:
     if not config.networks:
         raise ConfigError("networks: is missing; add at least one [[networks]] table")
     _check_forwards(config)
+    _check_successors(config)
     for (i, one), (j, two) in combinations(enumerate(config.networks), 2):
         for key in ("name", "client_interface", "vni"):
             if getattr(one, key) == getattr(two, key):

@@ -124,7 +124,7 @@ class Shell:
         kernel = self._kernel
         match effect:
             case Publish():
-                self._feed.append(effect.tables, effect.claims, effect.clock)
+                self._feed.append(effect.tables, effect.claims, effect.clock, effect.anchor)
             case ForgetClient() as left:
                 self._attempt(lambda: kernel.forget_client(left.network, left.mac, left.addresses))
             case EndFlows() as lost:

@@ -80,6 +80,16 @@ class Table:
         except ValueError:
             raise self.error(key, f"{value!r} is not an IPv4 address such as 10.0.0.1") from None
 
+    def addresses(self, key: str) -> tuple[IPv4Address, ...]:
+        """A list of IPv4 addresses; empty if it is absent."""
+        values = self._take(key, list, [])
+        try:
+            return tuple(IPv4Address(value) for value in values)
+        except ValueError as error:
+            raise self.error(
+                key, f'expected a list such as ["192.0.2.1", "192.0.2.2"] ({error})'
+            ) from None
+
     def prefix(self, key: str, default: str | None = None) -> IPv4Network:
         """An IPv4 prefix without host bits."""
         value = self._take(key, str, default)

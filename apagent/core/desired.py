@@ -18,6 +18,11 @@ from apagent.core.session_tables import SessionTables
 K = TypeVar("K")
 V = TypeVar("V")
 
+NOBODY = ApId("")
+"""In `NetworkState.diverted`: packets go to no AP, but on to conntrack here."""
+ANY_ANCHOR = ApId("*")
+"""In `NetworkState.diverted`: packets that belong to no known flow. No AP has this id."""
+
 
 @dataclass(frozen=True, slots=True)
 class Change(Generic[V]):
@@ -42,6 +47,14 @@ class NetworkState:
     """Host routes: client address -> serving AP."""
     neighbours: dict[IPv4Address, Mac] = field(default_factory=dict)
     """Permanent neighbour entries on the client interface: address -> client."""
+    diverted: dict[ApId, ApId] = field(default_factory=dict)
+    """Anchors whose flows' packets go elsewhere: to another AP, or to `NOBODY`, so that what is in
+    mid-connection is reset and the rest is anchored here. `ANY_ANCHOR` -> the AP that anchors our
+    clients' new flows in our place. Empty in quiet times: each anchor gets its flows' packets."""
+    addresses: dict[IPv4Address, bool] = field(default_factory=dict)
+    """NAT addresses that we hold: each a /32 of ours on the uplink (the value is always True)."""
+    sources: dict[str, IPv4Address] = field(default_factory=dict)
+    """Uplink -> what new flows are translated to in a network with takeover; absent: masquerade."""
 
 
 @dataclass(slots=True)
@@ -53,9 +66,12 @@ class NetworkDelta:
     known: dict[IPv4Address, Change[Mac]] = field(default_factory=dict)
     routes: dict[IPv4Address, Change[ApId]] = field(default_factory=dict)
     neighbours: dict[IPv4Address, Change[Mac]] = field(default_factory=dict)
+    diverted: dict[ApId, Change[ApId]] = field(default_factory=dict)
+    addresses: dict[IPv4Address, Change[bool]] = field(default_factory=dict)
+    sources: dict[str, Change[IPv4Address]] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return bool(self.flows or self.sockets or self.known or self.routes or self.neighbours)
+        return any(getattr(self, part) for part in self.__slots__)
 
 
 def wanted(sessions: SessionTables, clients: ClientTable) -> NetworkState:
@@ -96,6 +112,9 @@ def difference(actual: NetworkState, should: NetworkState) -> NetworkDelta:
         known=_differences(actual.known, should.known),
         routes=_differences(actual.routes, should.routes),
         neighbours=_differences(actual.neighbours, should.neighbours),
+        diverted=_differences(actual.diverted, should.diverted),
+        addresses=_differences(actual.addresses, should.addresses),
+        sources=_differences(actual.sources, should.sources),
     )
 
 

@@ -108,6 +108,12 @@ class Network:
     isolate_clients: bool = False
     """Keep clients on different APs apart; else they reach each other untranslated."""
     forwards: tuple[Forward, ...] = ()
+    takeover: bool = False
+    """`nat_address` is ours to put on the uplink, and other APs may take it over with its flows."""
+    successor: ApId | None = None
+    """The AP that takes over from us if it can; None: rendezvous hashing chooses."""
+    uplink_probes: tuple[IPv4Address, ...] = ()
+    """Hosts beyond the uplink; where none of them answers, the uplink leads nowhere."""
     zone: int = 0
     """Conntrack zone of the clients' side, where another network here has the same addresses."""
 

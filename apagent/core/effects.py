@@ -10,16 +10,31 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
-from apagent.core.model import ApId, Claim, FlowKey, Mac, NetworkName, SessionChanges
+from apagent.core.model import (
+    AnchorStatement,
+    ApId,
+    Claim,
+    FlowKey,
+    Mac,
+    NatAddress,
+    NetworkName,
+    SessionChanges,
+    Sessions,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """Append to our feed: sessions that we opened or closed as their anchor, and our claims."""
+    """Append to our feed.
+
+    Sessions that we opened or closed as their anchor, our claims, and what we say of ourselves as
+    an anchor, if that has changed.
+    """
 
     tables: Mapping[NetworkName, SessionChanges]
     claims: tuple[Claim, ...]
     clock: int
+    anchor: AnchorStatement | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +77,51 @@ class WelcomeClient:
 
 
 @dataclass(frozen=True, slots=True)
+class ProbeAddress:
+    """Ask on the uplink's segment whether anybody uses a NAT address; `AddressProbed` answers."""
+
+    nat: NatAddress
+
+
+@dataclass(frozen=True, slots=True)
+class DefendAddress:
+    """Announce a NAT address of ours again: another machine uses it (RFC 5227, section 2.4)."""
+
+    nat: NatAddress
+
+
+@dataclass(frozen=True, slots=True)
+class AdoptFlows:
+    """Put another anchor's flows into our conntrack table.
+
+    `FlowsAdopted` or `AdoptionFailed` answers.
+    """
+
+    nat: NatAddress
+    sessions: Sessions
+
+
+@dataclass(frozen=True, slots=True)
+class PokeClients:
+    """The anchor of these TCP flows is dead, and nobody continues them.
+
+    Their clients, which are served here, are made to send a packet, so that it is reset.
+    """
+
+    network: NetworkName
+    flows: tuple[FlowKey, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NoteAnchor:
+    """Tell the watchers: something about an AP as an anchor has changed; `what` is a sentence."""
+
+    ap: ApId
+    state: str
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
 class NoteRoam:
     """Tell the watchers: a client has a new serving AP (`to_ap` None: it left the domain)."""
 
@@ -91,4 +151,17 @@ class NoteSync:
     missing: tuple[ApId, ...]
 
 
-Effect = Publish | ForgetClient | EndFlows | WelcomeClient | NoteRoam | NotePeer | NoteSync
+Effect = (
+    Publish
+    | ForgetClient
+    | EndFlows
+    | WelcomeClient
+    | ProbeAddress
+    | DefendAddress
+    | AdoptFlows
+    | PokeClients
+    | NoteAnchor
+    | NoteRoam
+    | NotePeer
+    | NoteSync
+)

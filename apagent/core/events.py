@@ -7,7 +7,17 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address
 
-from apagent.core.model import ApId, Claim, FlowKey, Mac, NetworkName, SessionChanges, Sessions
+from apagent.core.model import (
+    AnchorStatement,
+    ApId,
+    Claim,
+    FlowKey,
+    Mac,
+    NatAddress,
+    NetworkName,
+    SessionChanges,
+    Sessions,
+)
 
 
 class Source(StrEnum):
@@ -75,6 +85,8 @@ class KernelAdopted:
     flows: Mapping[FlowKey, ApId]
     routes: Mapping[IPv4Address, ApId]
     neighbours: Mapping[IPv4Address, Mac]
+    addresses: frozenset[IPv4Address] = frozenset()
+    """NAT addresses that we hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +112,8 @@ class PeerSnapshot:
     clock: int
     tables: Mapping[NetworkName, Sessions] = field(default_factory=dict)
     claims: tuple[Claim, ...] = ()
+    anchor: AnchorStatement | None = None
+    """None: the peer makes no such statements (version 1 of the feed)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +124,74 @@ class PeerDelta:
     clock: int
     tables: Mapping[NetworkName, SessionChanges] = field(default_factory=dict)
     claims: tuple[Claim, ...] = ()
+    anchor: AnchorStatement | None = None
+    """None: as before."""
 
 
 @dataclass(frozen=True, slots=True)
 class SyncTimedOut:
     """The time to wait for silent peers after a start is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbesAnswered:
+    """A round of probes through the tunnel is over: the peers whose kernels answered."""
+
+    answered: frozenset[ApId]
+
+
+@dataclass(frozen=True, slots=True)
+class UplinkChanged:
+    """A network's uplink has begun or ceased to lead anywhere."""
+
+    network: NetworkName
+    works: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AddressProbed:
+    """We have asked on the uplink's segment who uses a NAT address (RFC 5227, section 2.1.1)."""
+
+    nat: NatAddress
+    used_by: Mac | None
+    """None: nobody answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class AddressConflict:
+    """Another machine on the uplink's segment uses a NAT address that we hold."""
+
+    nat: NatAddress
+    mac: Mac
+
+
+@dataclass(frozen=True, slots=True)
+class FlowsAdopted:
+    """These flows of another anchor are in our conntrack table, with their translation."""
+
+    nat: NatAddress
+    sessions: Sessions
+
+
+@dataclass(frozen=True, slots=True)
+class AdoptionFailed:
+    """The kernel refused to take another anchor's flows over."""
+
+    nat: NatAddress
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DrainRequested:
+    """The operator wants this AP to anchor nothing (or, `drain` False, to anchor again)."""
+
+    drain: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ReclaimRequested:
+    """The operator wants this AP's NAT addresses back from whoever has taken them over."""
 
 
 Event = (
@@ -129,4 +206,12 @@ Event = (
     | PeerSnapshot
     | PeerDelta
     | SyncTimedOut
+    | ProbesAnswered
+    | UplinkChanged
+    | AddressProbed
+    | AddressConflict
+    | FlowsAdopted
+    | AdoptionFailed
+    | DrainRequested
+    | ReclaimRequested
 )

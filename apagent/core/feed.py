@@ -14,7 +14,16 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import NamedTuple
 
-from apagent.core.model import Claim, FlowKey, Mac, Nat, NetworkName, SessionChanges, Sessions
+from apagent.core.model import (
+    AnchorStatement,
+    Claim,
+    FlowKey,
+    Mac,
+    Nat,
+    NetworkName,
+    SessionChanges,
+    Sessions,
+)
 
 CAPACITY = 65536
 """Changes that a feed remembers."""
@@ -28,6 +37,7 @@ class FeedContents(NamedTuple):
     tables: Mapping[NetworkName, Sessions]
     claims: Sequence[Claim]
     clock: int
+    anchor: AnchorStatement = AnchorStatement()
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +49,8 @@ class FeedDelta:
     clock: int
     tables: Mapping[NetworkName, SessionChanges] = field(default_factory=dict)
     claims: tuple[Claim, ...] = ()
+    anchor: AnchorStatement | None = None
+    """None: as before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +67,7 @@ class _Change(NamedTuple):
     nat: Nat | None
 
 
-_Piece = tuple[_Change | Claim, ...]
+_Piece = tuple[_Change | Claim | AnchorStatement, ...]
 
 
 class FeedLog:
@@ -79,15 +91,23 @@ class FeedLog:
         self._listeners: dict[object, Callable[[], None]] = {}
 
     def append(
-        self, tables: Mapping[NetworkName, SessionChanges], claims: Sequence[Claim], clock: int
+        self,
+        tables: Mapping[NetworkName, SessionChanges],
+        claims: Sequence[Claim],
+        clock: int,
+        anchor: AnchorStatement | None = None,
     ) -> None:
         """Publish one batch.
 
         A batch of more than `MAX_CHANGES` takes several positions. A new clock alone is not worth
-        a message: it travels with the next one.
+        a message: it travels with the next one. The statement comes last: who reads it has the
+        sessions that it speaks of.
         """
         self._clock = max(self._clock, clock)
-        changes: Iterator[_Change | Claim] = chain(_flat(tables), claims)
+        statement = () if anchor is None else (anchor,)
+        changes: Iterator[_Change | Claim | AnchorStatement] = chain(
+            _flat(tables), claims, statement
+        )
         before = self.sequence
         while piece := tuple(islice(changes, MAX_CHANGES)):
             self._pieces.append(piece)
@@ -118,15 +138,15 @@ class FeedLog:
         if epoch != self.epoch or not oldest <= sequence <= self.sequence:
             return None
         pieces = _that_fit(islice(self._pieces, sequence - oldest, None))
-        tables, claims = _fold(chain.from_iterable(pieces))
-        return FeedDelta(sequence, sequence + len(pieces), self._clock, tables, claims)
+        tables, claims, anchor = _fold(chain.from_iterable(pieces))
+        return FeedDelta(sequence, sequence + len(pieces), self._clock, tables, claims, anchor)
 
     def snapshot(self) -> FeedSnapshot:
         """All contents now, in a copy that later changes don't touch."""
-        tables, claims, clock = self._contents()
+        tables, claims, clock, anchor = self._contents()
         copies = {network: dict(sessions) for network, sessions in tables.items()}
         self._clock = max(self._clock, clock)
-        return FeedSnapshot(self.sequence, FeedContents(copies, tuple(claims), self._clock))
+        return FeedSnapshot(self.sequence, FeedContents(copies, tuple(claims), self._clock, anchor))
 
     def _forget_oldest(self) -> None:
         while self._size > self._capacity:
@@ -150,14 +170,17 @@ def _that_fit(pieces: Iterable[_Piece]) -> list[_Piece]:
 
 
 def _fold(
-    changes: Iterable[_Change | Claim],
-) -> tuple[dict[NetworkName, dict[FlowKey, Nat | None]], tuple[Claim, ...]]:
-    """Keep the last word on every session and client."""
+    changes: Iterable[_Change | Claim | AnchorStatement],
+) -> tuple[dict[NetworkName, dict[FlowKey, Nat | None]], tuple[Claim, ...], AnchorStatement | None]:
+    """Keep the last word on every session and client, and on the anchor."""
     tables: dict[NetworkName, dict[FlowKey, Nat | None]] = {}
     claims: dict[tuple[NetworkName, Mac], Claim] = {}
+    anchor: AnchorStatement | None = None
     for change in changes:
         if isinstance(change, Claim):
             claims[change.network, change.mac] = change
+        elif isinstance(change, AnchorStatement):
+            anchor = change
         else:
             tables.setdefault(change.network, {})[change.key] = change.nat
-    return tables, tuple(claims.values())
+    return tables, tuple(claims.values()), anchor

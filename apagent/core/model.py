@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from ipaddress import IPv4Address
 from typing import NamedTuple, NewType
 
@@ -28,9 +29,10 @@ For an ICMP echo the client port is the identifier and the remote port is 0 (RFC
 """
 
 Nat = NewType("Nat", bytes)
-"""What the anchor made of the client's address and port, and since when (10 bytes).
+"""What the anchor made of the client's address and port, since when, and how far it is (11 bytes).
 
 "When" is the generation of the client's claim at the time, which orders two anchors of one flow.
+"How far" is a byte of flags: `ESTABLISHED`, or 0.
 """
 
 SocketKey = NewType("SocketKey", bytes)
@@ -41,12 +43,19 @@ PROTOCOL_NAMES = {ICMP: "icmp", TCP: "tcp", UDP: "udp"}
 PROTOCOL_NUMBERS = {name: number for number, name in PROTOCOL_NAMES.items()}
 
 _FLOW = struct.Struct(">IIBHH")
-_NAT = struct.Struct(">IHI")
+_NAT = struct.Struct(">IHIB")
 _ANY_REMOTE = bytes(4)
 TRANSLATION = slice(0, 6)
 """Address and port in a `Nat`."""
+NAT_ADDRESS = slice(0, 4)
+"""The address in a `Nat`."""
 GENERATION = slice(6, 10)
 """The generation in a `Nat`: in network order, so that bytes compare like numbers."""
+STATE = 10
+"""Where the flags stand in a `Nat`."""
+ESTABLISHED = 0x01
+"""Packets have been seen in both directions (conntrack's ASSURED, IPS_ASSURED_BIT in
+linux/netfilter/nf_conntrack_common.h). Kept up to date for networks with takeover only."""
 MAX_GENERATION = 0xFFFFFFFF
 PROTOCOL_OFFSET = 8
 """Where the protocol stands in a `FlowKey`."""
@@ -97,17 +106,19 @@ class Translation(NamedTuple):
     address: IPv4Address
     port: int
     generation: int = 0
+    established: bool = False
 
     @property
     def packed(self) -> Nat:
         """The packed form."""
-        return Nat(_NAT.pack(int(self.address), self.port, self.generation))
+        flags = ESTABLISHED if self.established else 0
+        return Nat(_NAT.pack(int(self.address), self.port, self.generation, flags))
 
     @classmethod
     def of(cls, nat: Nat) -> Translation:
         """Unpack `nat`."""
-        address, port, generation = _NAT.unpack(nat)
-        return cls(IPv4Address(address), port, generation)
+        address, port, generation, flags = _NAT.unpack(nat)
+        return cls(IPv4Address(address), port, generation, bool(flags & ESTABLISHED))
 
 
 def client_of(key: FlowKey) -> bytes:
@@ -125,7 +136,8 @@ def is_standing(key: FlowKey) -> bool:
 
 def stamped(nat: Nat, generation: int) -> Nat:
     """`nat` with another generation."""
-    return Nat(nat[TRANSLATION] + min(generation, MAX_GENERATION).to_bytes(4, "big"))
+    when = min(generation, MAX_GENERATION).to_bytes(4, "big")
+    return Nat(nat[TRANSLATION] + when + nat[STATE:])
 
 
 def socket_of(key: FlowKey) -> SocketKey:
@@ -166,3 +178,51 @@ class Claim:
     def precedence(self) -> Precedence:
         """What orders this claim among others for the same client."""
         return Precedence(self.generation, self.ap)
+
+
+class AnchorMode(StrEnum):
+    """Whether an AP anchors flows, as it says itself."""
+
+    ACTIVE = "active"
+    DRAINING = "draining"
+    """It anchors no new flows, by the operator's wish; those that it has go on."""
+    NO_UPLINK = "no-uplink"
+    """Its uplink leads nowhere: it anchors no new flows, and those that it has are dead."""
+
+
+class NatAddress(NamedTuple):
+    """A NAT address that may move from AP to AP with the flows that are translated to it."""
+
+    network: NetworkName
+    address: IPv4Address
+
+    def __str__(self) -> str:
+        return f"{self.address} ({self.network})"
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """An AP's statement that it holds a NAT address: it has it on its uplink and translates to it.
+
+    The highest (generation, AP id) holds it, as with claims. `home` is the AP whose configuration
+    names the address. `offered_to` is the AP that is to take it over from its living holder.
+    """
+
+    nat: NatAddress
+    home: ApId
+    generation: int
+    offered_to: ApId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AnchorStatement:
+    """What an AP says of itself as an anchor.
+
+    `ready` are the addresses whose flows it has made ready to continue, after they were offered to
+    it; `wanted` are those of its own that it wants back from whoever holds them now.
+    """
+
+    mode: AnchorMode = AnchorMode.ACTIVE
+    holds: tuple[Hold, ...] = ()
+    ready: frozenset[NatAddress] = frozenset()
+    wanted: frozenset[NatAddress] = frozenset()

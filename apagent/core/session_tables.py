@@ -35,7 +35,7 @@ from apagent.core.model import (
 
 _K = TypeVar("_K")
 
-UNKNOWN_NAT = Nat(bytes(10))
+UNKNOWN_NAT = Nat(bytes(11))
 """Translation of an adopted session until its anchor tells it; it is as old as can be."""
 
 

@@ -51,8 +51,8 @@ _ATTRIBUTE = struct.Struct("=HH")
 _IPV4_SIZE = 4
 _ECHO_REQUEST = b"\x08"
 _NO_PORT = b"\0\0"
-_NO_GENERATION = bytes(4)
-"""The engine knows under which claim a flow was opened; the kernel doesn't."""
+_JUST_OPENED = bytes(5)
+"""Generation and flags: under which claim a flow was opened, the engine knows, not the kernel."""
 
 _ICMP_NUMBER = bytes([ICMP])
 _PORT_PROTOCOLS = {bytes([TCP]), bytes([UDP])}
@@ -151,7 +151,7 @@ class FlowParser:
         if network is None or (nat == client and nat_port == client_port):
             return None
         key = client + remote + protocol + client_port + remote_port
-        return OurFlow(network, FlowKey(key), Nat(nat + nat_port + _NO_GENERATION))
+        return OurFlow(network, FlowKey(key), Nat(nat + nat_port + _JUST_OPENED))
 
     def _network_of(self, client: bytes, zone: int) -> NetworkName | None:
         address = int.from_bytes(client, "big")

@@ -18,9 +18,10 @@ from typing import Protocol
 from apagent.core.desired import Change, NetworkDelta, NetworkState
 from apagent.core.domain import Domain
 from apagent.core.events import ClientAged, ClientSeen, FlowsChanged
-from apagent.core.model import ApId, FlowKey, Mac, NetworkName, Sessions
+from apagent.core.model import ApId, FlowKey, Mac, NatAddress, NetworkName, Sessions
 
 __all__ = [
+    "AddressWatch",
     "Change",
     "ClientMonitor",
     "Counters",
@@ -28,6 +29,8 @@ __all__ = [
     "FlowMonitor",
     "NetworkDelta",
     "NetworkState",
+    "TunnelProber",
+    "UplinkProber",
 ]
 
 
@@ -163,6 +166,58 @@ class ClientMonitor(Protocol):
 
     def dump(self) -> list[ClientSeen]:
         """What FDB and neighbour table say now. Raises KernelFault."""
+
+    def close(self) -> None:
+        """Close the sockets."""
+
+
+class TunnelProber(Protocol):
+    """Whether the peers' kernels answer through the tunnel; their agents have no part in it."""
+
+    def probe(self, peers: Iterable[ApId]) -> None:
+        """Send one probe to each. What can't be sent counts as not answered."""
+
+    def answered(self) -> frozenset[ApId]:
+        """Who has answered a probe of the latest round since the last call; never blocks."""
+
+    def close(self) -> None:
+        """Close the sockets."""
+
+
+class UplinkProber(Protocol):
+    """Whether the networks' uplinks lead anywhere."""
+
+    def probe(self) -> None:
+        """Send one probe to every configured target of every uplink."""
+
+    def answered(self) -> Mapping[NetworkName, str]:
+        """The state of every network's uplink since the last call: why it is down, or empty.
+
+        It is down if the interface is gone or has no carrier, or where targets are configured and
+        none of them has answered a probe of the latest round.
+        """
+
+    def close(self) -> None:
+        """Close the sockets."""
+
+
+class AddressWatch(Protocol):
+    """Who uses NAT addresses on the uplinks' segments, by ARP (RFC 826, RFC 5227)."""
+
+    def fileno(self) -> int:
+        """Readable when something was heard."""
+
+    def probe(self, nat: NatAddress) -> None:
+        """Ask who uses the address, without saying that we would. Raises KernelFault."""
+
+    def announce(self, nat: NatAddress) -> None:
+        """Say that we use it. Raises KernelFault."""
+
+    def read(self) -> list[tuple[NatAddress, Mac]]:
+        """Every use of a network's NAT address by another machine that was heard; never blocks.
+
+        Only of addresses that were probed for or announced.
+        """
 
     def close(self) -> None:
         """Close the sockets."""

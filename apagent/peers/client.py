@@ -145,7 +145,7 @@ class PeerSubscription:
         self._connect()
         self.deltas += 1
         self._reach(message)
-        self._emit(PeerDelta(self.peer, message.clock, statements.tables, statements.claims))
+        self._emit(PeerDelta(self.peer, message.clock, *statements))
 
     def _take_snapshot_untrusted(self, message: pb.FeedMessage, statements: Statements) -> None:
         self._connect()
@@ -158,7 +158,8 @@ class PeerSubscription:
         parts, self._parts = self._parts, None
         self.snapshots += 1
         self._reach(message)
-        self._emit(PeerSnapshot(self.peer, message.clock, parts.tables, tuple(parts.claims)))
+        claims = tuple(parts.claims)
+        self._emit(PeerSnapshot(self.peer, message.clock, parts.tables, claims, statements.anchor))
 
     def _connect(self) -> None:
         if not self._connected:

@@ -19,14 +19,19 @@ from typing import NamedTuple
 from apagent.core.domain import Network
 from apagent.core.feed import MAX_CHANGES, FeedDelta, FeedSnapshot
 from apagent.core.model import (
+    ESTABLISHED,
     ICMP,
     TCP,
     UDP,
+    AnchorMode,
+    AnchorStatement,
     ApId,
     Claim,
     FlowKey,
+    Hold,
     Mac,
     Nat,
+    NatAddress,
     NetworkName,
     SessionChanges,
 )
@@ -41,8 +46,18 @@ MAX_ADDRESSES = 64
 LOG_INTERVAL_S = 10.0
 """At most one line about refused statements in this time, for each peer."""
 
+MAX_HOLDS = 256
+"""NAT addresses of each kind in one statement; there are no more APs than that."""
+
+_MODES = {
+    pb.AnchorStatement.MODE_ACTIVE: AnchorMode.ACTIVE,
+    pb.AnchorStatement.MODE_DRAINING: AnchorMode.DRAINING,
+    pb.AnchorStatement.MODE_NO_UPLINK: AnchorMode.NO_UPLINK,
+}
+_MODE_NUMBERS = {mode: number for number, mode in _MODES.items()}
+_LIMITED_BROADCAST = IPv4Address("255.255.255.255")
 _KEY = struct.Struct(">IIBHH")
-_NAT = struct.Struct(">IHI")
+_NAT = struct.Struct(">IHIB")
 """`FlowKey` and `Nat` as numbers: the hot loops here go without their readable forms."""
 _PROTOCOLS = frozenset({ICMP, TCP, UDP})
 _MAC_SIZE = 6
@@ -59,6 +74,7 @@ class Statements(NamedTuple):
 
     tables: Tables
     claims: tuple[Claim, ...]
+    anchor: AnchorStatement | None = None
 
 
 class _Scope(NamedTuple):
@@ -81,8 +97,11 @@ class _Scope(NamedTuple):
             frozenset(map(int, reserved)),
         )
 
+    def covers(self, address: int) -> bool:
+        return address & self.mask == self.prefix
+
     def holds(self, address: int) -> bool:
-        return address & self.mask == self.prefix and address not in self.reserved
+        return self.covers(address) and address not in self.reserved
 
 
 class PeerReader:
@@ -97,7 +116,9 @@ class PeerReader:
         self.refused = 0
         """Statements of this peer that were refused."""
         self._peer = peer
+        networks = tuple(networks)
         self._scopes = {network.name: _Scope.of(network) for network in networks}
+        self._movable = {network.name for network in networks if network.takeover}
         self._now = now
         self._quiet_until = 0.0
         self._unlogged = 0
@@ -117,7 +138,8 @@ class PeerReader:
             changes = tables.setdefault(scope.name, {})
             self._read_closed_untrusted(table, scope, changes)
             self._read_opened_untrusted(table, scope, changes)
-        return Statements(tables, tuple(self._claims_untrusted(message)))
+        anchor = self._anchor_untrusted(message.anchor) if message.HasField("anchor") else None
+        return Statements(tables, tuple(self._claims_untrusted(message)), anchor)
 
     def _check_header_untrusted(self, message: pb.FeedMessage) -> None:
         if message.ap != self._peer:
@@ -148,7 +170,12 @@ class PeerReader:
             else:
                 try:
                     key = pack_key(client, remote, protocol, flow.client_port, flow.remote_port)
-                    nat = pack_nat(session.nat_address, session.nat_port, session.generation)
+                    nat = pack_nat(
+                        session.nat_address,
+                        session.nat_port,
+                        session.generation,
+                        session.established,
+                    )
                 except struct.error:
                     self._refuse(f"a session of {_address(client)} with a port beyond 65535")
                 else:
@@ -200,6 +227,35 @@ class PeerReader:
             released=claim.released,
         )
 
+    def _anchor_untrusted(self, anchor: pb.AnchorStatement) -> AnchorStatement:
+        return AnchorStatement(
+            _MODES.get(anchor.mode, AnchorMode.ACTIVE),
+            tuple(self._holds_untrusted(anchor.holds[:MAX_HOLDS])),
+            frozenset(self._nat_addresses_untrusted(anchor.ready[:MAX_HOLDS])),
+            frozenset(self._nat_addresses_untrusted(anchor.wanted[:MAX_HOLDS])),
+        )
+
+    def _holds_untrusted(self, holds: Iterable[pb.Hold]) -> Iterator[Hold]:
+        for hold in holds:
+            for nat in self._nat_addresses_untrusted([hold.nat]):
+                if hold.generation >= GENERATION_LIMIT:
+                    self._refuse(f"to hold {nat} with a generation out of range")
+                    continue
+                offered_to = ApId(hold.offered_to) if hold.offered_to else None
+                yield Hold(nat, ApId(hold.home), hold.generation, offered_to)
+
+    def _nat_addresses_untrusted(self, addresses: Iterable[pb.NatAddress]) -> Iterator[NatAddress]:
+        """Those that may be a NAT address of a network that lets addresses move."""
+        for nat in addresses:
+            scope = self._scopes.get(NetworkName(nat.network))
+            address = _address(nat.address)
+            if scope is None or scope.name not in self._movable:
+                self._refuse(f"{address} of {nat.network!r:.40}, which has no takeover here")
+            elif scope.covers(nat.address) or not _may_be_a_hosts(address):
+                self._refuse(f"{address}, which can't be a NAT address of {scope.name}")
+            else:
+                yield NatAddress(scope.name, address)
+
     def _refuse(self, what: str, count: int = 1) -> None:
         self.refused += count
         self._unlogged += count
@@ -227,6 +283,7 @@ def delta_message(ap: ApId, epoch: int, delta: FeedDelta) -> pb.FeedMessage:
         clock=delta.clock,
         tables=[_table(name, changes) for name, changes in delta.tables.items()],
         claims=[_claim(claim) for claim in delta.claims],
+        anchor=None if delta.anchor is None else _anchor(delta.anchor),
     )
 
 
@@ -254,7 +311,9 @@ def snapshot_messages(ap: ApId, epoch: int, snapshot: FeedSnapshot) -> Iterator[
         part_of_claims = message(pb.FeedMessage.KIND_SNAPSHOT_PART)
         part_of_claims.claims.extend(some)
         yield part_of_claims
-    yield message(pb.FeedMessage.KIND_SNAPSHOT_END)
+    last = message(pb.FeedMessage.KIND_SNAPSHOT_END)
+    last.anchor.CopyFrom(_anchor(contents.anchor))
+    yield last
 
 
 def _table(network: NetworkName, changes: SessionChanges) -> pb.TableChanges:
@@ -266,7 +325,8 @@ def _table(network: NetworkName, changes: SessionChanges) -> pb.TableChanges:
             _fill(close(), key)
         else:
             session = open_()
-            session.nat_address, session.nat_port, session.generation = unpack_nat(nat)
+            session.nat_address, session.nat_port, session.generation, flags = unpack_nat(nat)
+            session.established = bool(flags & ESTABLISHED)
             _fill(session.flow, key)
     return table
 
@@ -288,6 +348,37 @@ def _claim(claim: Claim) -> pb.Claim:
         generation=claim.generation,
         addresses=sorted(map(int, claim.addresses)),
         released=claim.released,
+    )
+
+
+def _anchor(statement: AnchorStatement) -> pb.AnchorStatement:
+    return pb.AnchorStatement(
+        mode=_MODE_NUMBERS[statement.mode],
+        holds=[
+            pb.Hold(
+                nat=_nat_address(hold.nat),
+                home=hold.home,
+                generation=hold.generation,
+                offered_to=hold.offered_to or "",
+            )
+            for hold in statement.holds
+        ],
+        ready=map(_nat_address, sorted(statement.ready)),
+        wanted=map(_nat_address, sorted(statement.wanted)),
+    )
+
+
+def _nat_address(nat: NatAddress) -> pb.NatAddress:
+    return pb.NatAddress(network=nat.network, address=int(nat.address))
+
+
+def _may_be_a_hosts(address: IPv4Address) -> bool:
+    return not (
+        address.is_multicast
+        or address.is_loopback
+        or address.is_unspecified
+        or address.is_link_local
+        or address == _LIMITED_BROADCAST
     )
 
 

@@ -20,7 +20,7 @@ class WatchRequest(_message.Message):
     def __init__(self, subscriber: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., protocol_version: _Optional[int] = ...) -> None: ...
 
 class FeedMessage(_message.Message):
-    __slots__ = ("kind", "epoch", "sequence", "clock", "tables", "claims", "ap", "protocol_version", "follows")
+    __slots__ = ("kind", "epoch", "sequence", "clock", "tables", "claims", "ap", "protocol_version", "follows", "anchor")
     class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         KIND_UNSPECIFIED: _ClassVar[FeedMessage.Kind]
@@ -40,6 +40,7 @@ class FeedMessage(_message.Message):
     AP_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     FOLLOWS_FIELD_NUMBER: _ClassVar[int]
+    ANCHOR_FIELD_NUMBER: _ClassVar[int]
     kind: FeedMessage.Kind
     epoch: int
     sequence: int
@@ -49,7 +50,8 @@ class FeedMessage(_message.Message):
     ap: str
     protocol_version: int
     follows: int
-    def __init__(self, kind: _Optional[_Union[FeedMessage.Kind, str]] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., clock: _Optional[int] = ..., tables: _Optional[_Iterable[_Union[TableChanges, _Mapping]]] = ..., claims: _Optional[_Iterable[_Union[Claim, _Mapping]]] = ..., ap: _Optional[str] = ..., protocol_version: _Optional[int] = ..., follows: _Optional[int] = ...) -> None: ...
+    anchor: AnchorStatement
+    def __init__(self, kind: _Optional[_Union[FeedMessage.Kind, str]] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., clock: _Optional[int] = ..., tables: _Optional[_Iterable[_Union[TableChanges, _Mapping]]] = ..., claims: _Optional[_Iterable[_Union[Claim, _Mapping]]] = ..., ap: _Optional[str] = ..., protocol_version: _Optional[int] = ..., follows: _Optional[int] = ..., anchor: _Optional[_Union[AnchorStatement, _Mapping]] = ...) -> None: ...
 
 class TableChanges(_message.Message):
     __slots__ = ("network", "opened", "closed")
@@ -76,16 +78,58 @@ class FlowKey(_message.Message):
     def __init__(self, client: _Optional[int] = ..., remote: _Optional[int] = ..., protocol: _Optional[int] = ..., client_port: _Optional[int] = ..., remote_port: _Optional[int] = ...) -> None: ...
 
 class Session(_message.Message):
-    __slots__ = ("flow", "nat_address", "nat_port", "generation")
+    __slots__ = ("flow", "nat_address", "nat_port", "generation", "established")
     FLOW_FIELD_NUMBER: _ClassVar[int]
     NAT_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     NAT_PORT_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
+    ESTABLISHED_FIELD_NUMBER: _ClassVar[int]
     flow: FlowKey
     nat_address: int
     nat_port: int
     generation: int
-    def __init__(self, flow: _Optional[_Union[FlowKey, _Mapping]] = ..., nat_address: _Optional[int] = ..., nat_port: _Optional[int] = ..., generation: _Optional[int] = ...) -> None: ...
+    established: bool
+    def __init__(self, flow: _Optional[_Union[FlowKey, _Mapping]] = ..., nat_address: _Optional[int] = ..., nat_port: _Optional[int] = ..., generation: _Optional[int] = ..., established: _Optional[bool] = ...) -> None: ...
+
+class AnchorStatement(_message.Message):
+    __slots__ = ("mode", "holds", "ready", "wanted")
+    class Mode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        MODE_ACTIVE: _ClassVar[AnchorStatement.Mode]
+        MODE_DRAINING: _ClassVar[AnchorStatement.Mode]
+        MODE_NO_UPLINK: _ClassVar[AnchorStatement.Mode]
+    MODE_ACTIVE: AnchorStatement.Mode
+    MODE_DRAINING: AnchorStatement.Mode
+    MODE_NO_UPLINK: AnchorStatement.Mode
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    HOLDS_FIELD_NUMBER: _ClassVar[int]
+    READY_FIELD_NUMBER: _ClassVar[int]
+    WANTED_FIELD_NUMBER: _ClassVar[int]
+    mode: AnchorStatement.Mode
+    holds: _containers.RepeatedCompositeFieldContainer[Hold]
+    ready: _containers.RepeatedCompositeFieldContainer[NatAddress]
+    wanted: _containers.RepeatedCompositeFieldContainer[NatAddress]
+    def __init__(self, mode: _Optional[_Union[AnchorStatement.Mode, str]] = ..., holds: _Optional[_Iterable[_Union[Hold, _Mapping]]] = ..., ready: _Optional[_Iterable[_Union[NatAddress, _Mapping]]] = ..., wanted: _Optional[_Iterable[_Union[NatAddress, _Mapping]]] = ...) -> None: ...
+
+class NatAddress(_message.Message):
+    __slots__ = ("network", "address")
+    NETWORK_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    network: str
+    address: int
+    def __init__(self, network: _Optional[str] = ..., address: _Optional[int] = ...) -> None: ...
+
+class Hold(_message.Message):
+    __slots__ = ("nat", "home", "generation", "offered_to")
+    NAT_FIELD_NUMBER: _ClassVar[int]
+    HOME_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    OFFERED_TO_FIELD_NUMBER: _ClassVar[int]
+    nat: NatAddress
+    home: str
+    generation: int
+    offered_to: str
+    def __init__(self, nat: _Optional[_Union[NatAddress, _Mapping]] = ..., home: _Optional[str] = ..., generation: _Optional[int] = ..., offered_to: _Optional[str] = ...) -> None: ...
 
 class Claim(_message.Message):
     __slots__ = ("network", "mac", "generation", "addresses", "released")

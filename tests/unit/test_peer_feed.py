@@ -18,6 +18,7 @@ from apagent.core.events import PeerConnected, PeerDelta, PeerDisconnected, Peer
 from apagent.core.feed import FeedContents, FeedLog
 from apagent.core.model import (
     TCP,
+    AnchorStatement,
     ApId,
     Claim,
     Flow,
@@ -170,7 +171,9 @@ def test_a_large_snapshot_comes_as_one_event() -> None:
         async with started(ap), running(ap.port) as subscriber:
             await subscriber.next(PeerConnected)
             snapshot = await subscriber.next(PeerSnapshot)
-            assert snapshot == PeerSnapshot(PEER, 3, {LAN: ap.sessions}, (CLAIM,))
+            assert snapshot == PeerSnapshot(
+                PEER, 3, {LAN: ap.sessions}, (CLAIM,), AnchorStatement()
+            )
 
     asyncio.run(main())
 
