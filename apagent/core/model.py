@@ -204,14 +204,26 @@ class NatAddress(NamedTuple):
 class Hold:
     """An AP's statement that it holds a NAT address: it has it on its uplink and translates to it.
 
-    The highest (generation, AP id) holds it, as with claims. `home` is the AP whose configuration
-    names the address. `offered_to` is the AP that is to take it over from its living holder.
+    The highest (generation, AP id) holds it, as with claims; generation 0 is provisional.
     """
 
     nat: NatAddress
-    home: ApId
     generation: int
     offered_to: ApId | None = None
+    """The AP that is to take it over from its living holder."""
+    successor: ApId | None = None
+    """The AP that its holder wants to take it over should it die; None: whoever comes first."""
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkAnchor:
+    """An AP as an anchor of one network."""
+
+    network: NetworkName
+    mode: AnchorMode = AnchorMode.ACTIVE
+    nat: IPv4Address | None = None
+    """The NAT address in its configuration, of which it is the home; None: it has none that moves,
+    and takes none over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,10 +231,10 @@ class AnchorStatement:
     """What an AP says of itself as an anchor.
 
     `ready` are the addresses whose flows it has made ready to continue, after they were offered to
-    it; `wanted` are those of its own that it wants back from whoever holds them now.
+    it. `reclaims`: it wants the addresses whose home it is back from whoever holds them.
     """
 
-    mode: AnchorMode = AnchorMode.ACTIVE
+    networks: tuple[NetworkAnchor, ...] = ()
     holds: tuple[Hold, ...] = ()
     ready: frozenset[NatAddress] = frozenset()
-    wanted: frozenset[NatAddress] = frozenset()
+    reclaims: bool = False

@@ -32,6 +32,7 @@ from apagent.core.model import (
     Mac,
     Nat,
     NatAddress,
+    NetworkAnchor,
     NetworkName,
     SessionChanges,
 )
@@ -50,9 +51,9 @@ MAX_HOLDS = 256
 """NAT addresses of each kind in one statement; there are no more APs than that."""
 
 _MODES = {
-    pb.AnchorStatement.MODE_ACTIVE: AnchorMode.ACTIVE,
-    pb.AnchorStatement.MODE_DRAINING: AnchorMode.DRAINING,
-    pb.AnchorStatement.MODE_NO_UPLINK: AnchorMode.NO_UPLINK,
+    pb.NetworkAnchor.MODE_ACTIVE: AnchorMode.ACTIVE,
+    pb.NetworkAnchor.MODE_DRAINING: AnchorMode.DRAINING,
+    pb.NetworkAnchor.MODE_NO_UPLINK: AnchorMode.NO_UPLINK,
 }
 _MODE_NUMBERS = {mode: number for number, mode in _MODES.items()}
 _LIMITED_BROADCAST = IPv4Address("255.255.255.255")
@@ -229,11 +230,25 @@ class PeerReader:
 
     def _anchor_untrusted(self, anchor: pb.AnchorStatement) -> AnchorStatement:
         return AnchorStatement(
-            _MODES.get(anchor.mode, AnchorMode.ACTIVE),
+            tuple(self._network_anchors_untrusted(anchor.networks[:MAX_HOLDS])),
             tuple(self._holds_untrusted(anchor.holds[:MAX_HOLDS])),
             frozenset(self._nat_addresses_untrusted(anchor.ready[:MAX_HOLDS])),
-            frozenset(self._nat_addresses_untrusted(anchor.wanted[:MAX_HOLDS])),
+            anchor.reclaims,
         )
+
+    def _network_anchors_untrusted(
+        self, networks: Iterable[pb.NetworkAnchor]
+    ) -> Iterator[NetworkAnchor]:
+        for network in networks:
+            scope = self._scopes.get(NetworkName(network.network))
+            if scope is None:
+                self._refuse(f"to anchor in {network.network!r:.40}, which isn't configured here")
+                continue
+            nat = pb.NatAddress(network=network.network, address=network.nat)
+            movable = self._nat_addresses_untrusted([nat]) if network.nat else iter(())
+            address = next((nat.address for nat in movable), None)
+            mode = _MODES.get(network.mode, AnchorMode.ACTIVE)
+            yield NetworkAnchor(scope.name, mode, address)
 
     def _holds_untrusted(self, holds: Iterable[pb.Hold]) -> Iterator[Hold]:
         for hold in holds:
@@ -241,8 +256,8 @@ class PeerReader:
                 if hold.generation >= GENERATION_LIMIT:
                     self._refuse(f"to hold {nat} with a generation out of range")
                     continue
-                offered_to = ApId(hold.offered_to) if hold.offered_to else None
-                yield Hold(nat, ApId(hold.home), hold.generation, offered_to)
+                offered_to, successor = _ap(hold.offered_to), _ap(hold.successor)
+                yield Hold(nat, hold.generation, offered_to, successor)
 
     def _nat_addresses_untrusted(self, addresses: Iterable[pb.NatAddress]) -> Iterator[NatAddress]:
         """Those that may be a NAT address of a network that lets addresses move."""
@@ -353,19 +368,30 @@ def _claim(claim: Claim) -> pb.Claim:
 
 def _anchor(statement: AnchorStatement) -> pb.AnchorStatement:
     return pb.AnchorStatement(
-        mode=_MODE_NUMBERS[statement.mode],
+        networks=[
+            pb.NetworkAnchor(
+                network=network.network,
+                mode=_MODE_NUMBERS[network.mode],
+                nat=0 if network.nat is None else int(network.nat),
+            )
+            for network in statement.networks
+        ],
         holds=[
             pb.Hold(
                 nat=_nat_address(hold.nat),
-                home=hold.home,
                 generation=hold.generation,
                 offered_to=hold.offered_to or "",
+                successor=hold.successor or "",
             )
             for hold in statement.holds
         ],
         ready=map(_nat_address, sorted(statement.ready)),
-        wanted=map(_nat_address, sorted(statement.wanted)),
+        reclaims=statement.reclaims,
     )
+
+
+def _ap(text: str) -> ApId | None:
+    return ApId(text) if text else None
 
 
 def _nat_address(nat: NatAddress) -> pb.NatAddress:

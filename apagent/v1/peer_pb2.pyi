@@ -92,24 +92,34 @@ class Session(_message.Message):
     def __init__(self, flow: _Optional[_Union[FlowKey, _Mapping]] = ..., nat_address: _Optional[int] = ..., nat_port: _Optional[int] = ..., generation: _Optional[int] = ..., established: _Optional[bool] = ...) -> None: ...
 
 class AnchorStatement(_message.Message):
-    __slots__ = ("mode", "holds", "ready", "wanted")
-    class Mode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
-        __slots__ = ()
-        MODE_ACTIVE: _ClassVar[AnchorStatement.Mode]
-        MODE_DRAINING: _ClassVar[AnchorStatement.Mode]
-        MODE_NO_UPLINK: _ClassVar[AnchorStatement.Mode]
-    MODE_ACTIVE: AnchorStatement.Mode
-    MODE_DRAINING: AnchorStatement.Mode
-    MODE_NO_UPLINK: AnchorStatement.Mode
-    MODE_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("networks", "holds", "ready", "reclaims")
+    NETWORKS_FIELD_NUMBER: _ClassVar[int]
     HOLDS_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
-    WANTED_FIELD_NUMBER: _ClassVar[int]
-    mode: AnchorStatement.Mode
+    RECLAIMS_FIELD_NUMBER: _ClassVar[int]
+    networks: _containers.RepeatedCompositeFieldContainer[NetworkAnchor]
     holds: _containers.RepeatedCompositeFieldContainer[Hold]
     ready: _containers.RepeatedCompositeFieldContainer[NatAddress]
-    wanted: _containers.RepeatedCompositeFieldContainer[NatAddress]
-    def __init__(self, mode: _Optional[_Union[AnchorStatement.Mode, str]] = ..., holds: _Optional[_Iterable[_Union[Hold, _Mapping]]] = ..., ready: _Optional[_Iterable[_Union[NatAddress, _Mapping]]] = ..., wanted: _Optional[_Iterable[_Union[NatAddress, _Mapping]]] = ...) -> None: ...
+    reclaims: bool
+    def __init__(self, networks: _Optional[_Iterable[_Union[NetworkAnchor, _Mapping]]] = ..., holds: _Optional[_Iterable[_Union[Hold, _Mapping]]] = ..., ready: _Optional[_Iterable[_Union[NatAddress, _Mapping]]] = ..., reclaims: _Optional[bool] = ...) -> None: ...
+
+class NetworkAnchor(_message.Message):
+    __slots__ = ("network", "mode", "nat")
+    class Mode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        MODE_ACTIVE: _ClassVar[NetworkAnchor.Mode]
+        MODE_DRAINING: _ClassVar[NetworkAnchor.Mode]
+        MODE_NO_UPLINK: _ClassVar[NetworkAnchor.Mode]
+    MODE_ACTIVE: NetworkAnchor.Mode
+    MODE_DRAINING: NetworkAnchor.Mode
+    MODE_NO_UPLINK: NetworkAnchor.Mode
+    NETWORK_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    NAT_FIELD_NUMBER: _ClassVar[int]
+    network: str
+    mode: NetworkAnchor.Mode
+    nat: int
+    def __init__(self, network: _Optional[str] = ..., mode: _Optional[_Union[NetworkAnchor.Mode, str]] = ..., nat: _Optional[int] = ...) -> None: ...
 
 class NatAddress(_message.Message):
     __slots__ = ("network", "address")
@@ -120,16 +130,16 @@ class NatAddress(_message.Message):
     def __init__(self, network: _Optional[str] = ..., address: _Optional[int] = ...) -> None: ...
 
 class Hold(_message.Message):
-    __slots__ = ("nat", "home", "generation", "offered_to")
+    __slots__ = ("nat", "generation", "offered_to", "successor")
     NAT_FIELD_NUMBER: _ClassVar[int]
-    HOME_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     OFFERED_TO_FIELD_NUMBER: _ClassVar[int]
+    SUCCESSOR_FIELD_NUMBER: _ClassVar[int]
     nat: NatAddress
-    home: str
     generation: int
     offered_to: str
-    def __init__(self, nat: _Optional[_Union[NatAddress, _Mapping]] = ..., home: _Optional[str] = ..., generation: _Optional[int] = ..., offered_to: _Optional[str] = ...) -> None: ...
+    successor: str
+    def __init__(self, nat: _Optional[_Union[NatAddress, _Mapping]] = ..., generation: _Optional[int] = ..., offered_to: _Optional[str] = ..., successor: _Optional[str] = ...) -> None: ...
 
 class Claim(_message.Message):
     __slots__ = ("network", "mac", "generation", "addresses", "released")
