@@ -7,9 +7,10 @@ export PATH := $(PATH):/usr/sbin:/sbin
 
 RUNTIME := .venv/.installed
 DEVELOPMENT := .venv/.installed-dev
+COMPARED := .venv/.installed-bench
 SHELL_SCRIPTS = $(shell grep -lE '^\#!.*\b(ba)?sh\b' scripts/* .ci/run)
 
-.PHONY: help setup setup-dev demo test soak bench-roam lint proto clean
+.PHONY: help setup setup-dev demo test soak bench bench-quick bench-roam lint proto clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +27,12 @@ test: $(DEVELOPMENT) ## all tests: unit, sequences, contract, network namespaces
 
 soak: $(DEVELOPMENT) ## real applications at once, their clients roaming at random (SOAK_ARGS=--seconds=120)
 	scripts/in-userns .venv/bin/python -m tests.soak $(SOAK_ARGS)
+
+bench: $(COMPARED) ## all benchmarks, an hour on a quiet machine (BENCH_ARGS=--resume)
+	scripts/in-userns .venv/bin/python -m tests.bench $(BENCH_ARGS)
+
+bench-quick: $(COMPARED) ## a quick look at the same, two minutes
+	scripts/in-userns .venv/bin/python -m tests.bench --quick $(BENCH_ARGS)
 
 bench-roam: $(DEVELOPMENT) ## what a roam costs a 1 kHz echo, with 1 and 10,000 flows (BENCH_ARGS=--runs=50)
 	scripts/in-userns .venv/bin/python -m tests.bench.roam $(BENCH_ARGS)
@@ -53,3 +60,7 @@ $(RUNTIME): pyproject.toml scripts/setup
 $(DEVELOPMENT): pyproject.toml scripts/setup
 	@scripts/setup --dev
 	@touch $@ $(RUNTIME)
+
+$(COMPARED): pyproject.toml scripts/setup
+	@scripts/setup --bench
+	@touch $@ $(DEVELOPMENT) $(RUNTIME)

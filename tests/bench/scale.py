@@ -1,0 +1,39 @@
+"""How much is measured: everything, or a quick look at it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Sizes of all measurements."""
+
+    rounds: int
+    load_s: float
+    """How long flows come at a rate."""
+    burst: int
+    """Flows that come as fast as they can."""
+    most_flows: int
+    """Room in a conntrack table (net.netfilter.nf_conntrack_max, less some)."""
+    ramp: tuple[int, ...]
+    """Rates that are tried, upwards."""
+    ramp_s: float
+
+
+FULL = Scale(
+    rounds=5,
+    load_s=6.0,
+    burst=100_000,
+    most_flows=200_000,
+    ramp=(10_000, 15_000, 20_000, 25_000, 30_000, 35_000, 40_000, 50_000, 60_000, 80_000),
+    ramp_s=4.0,
+)
+QUICK = Scale(
+    rounds=1,
+    load_s=1.5,
+    burst=30_000,
+    most_flows=60_000,
+    ramp=(20_000, 40_000),
+    ramp_s=1.0,
+)
