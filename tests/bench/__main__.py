@@ -12,11 +12,11 @@ import shutil
 import sys
 from pathlib import Path
 
-from tests.bench import replication, report
+from tests.bench import latency, replication, report
 from tests.bench.runner import Group, Runner, say
 from tests.bench.scale import FULL, QUICK, Scale
 
-_MODULES = (replication,)
+_MODULES = (replication, latency)
 
 
 def main(argv: list[str] | None = None) -> int:

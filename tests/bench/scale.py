@@ -19,6 +19,8 @@ class Scale:
     ramp: tuple[int, ...]
     """Rates that are tried, upwards."""
     ramp_s: float
+    latency_s: float
+    latency_peers: tuple[int, ...]
 
 
 FULL = Scale(
@@ -28,6 +30,8 @@ FULL = Scale(
     most_flows=200_000,
     ramp=(10_000, 15_000, 20_000, 25_000, 30_000, 35_000, 40_000, 50_000, 60_000, 80_000),
     ramp_s=4.0,
+    latency_s=5.0,
+    latency_peers=(1, 3, 8),
 )
 QUICK = Scale(
     rounds=1,
@@ -36,4 +40,6 @@ QUICK = Scale(
     most_flows=60_000,
     ramp=(20_000, 40_000),
     ramp_s=1.0,
+    latency_s=1.0,
+    latency_peers=(1,),
 )
