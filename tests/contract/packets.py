@@ -16,6 +16,7 @@ BROADCAST = Mac("ff:ff:ff:ff:ff:ff")
 REMOTE = IPv4Address("198.51.100.10")
 """Somebody on the Internet."""
 SYN, RST, ACK = 0x02, 0x04, 0x10
+TCP_SEQUENCE = 1000
 PORT_UNREACHABLE, FRAGMENTATION_NEEDED, REASSEMBLY_TIME_EXCEEDED = (3, 3), (3, 4), (11, 1)
 """ICMP errors that a client sends: type and code (RFC 792)."""
 
@@ -96,12 +97,20 @@ def udp(
 
 
 def tcp(
-    source: IPv4Address, port: int, flags: int, to: IPv4Address = REMOTE, to_port: int = 80
+    source: IPv4Address,
+    port: int,
+    flags: int,
+    to: IPv4Address = REMOTE,
+    to_port: int = 80,
+    options: bytes = b"",
+    acknowledged: int = 2000,
 ) -> Packet:
     """A segment without data: with ACK alone it is one in mid-connection."""
-    head = (port, to_port, 1000, 2000 if flags & ACK else 0, 0x50, flags, 1024)
-    total = _with_checksum(source, to, TCP, _TCP.pack(*head, 0, 0))
-    return Packet(source, to, TCP, _TCP.pack(*head, total, 0))
+    size = _TCP.size + len(options) << 2
+    ack = acknowledged if flags & ACK else 0
+    head = (port, to_port, TCP_SEQUENCE, ack, size, flags, 1024)
+    total = _with_checksum(source, to, TCP, _TCP.pack(*head, 0, 0) + options)
+    return Packet(source, to, TCP, _TCP.pack(*head, total, 0) + options)
 
 
 def echo_request(source: IPv4Address, identifier: int, to: IPv4Address = REMOTE) -> Packet:

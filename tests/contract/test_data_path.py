@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address
+from itertools import pairwise
 
 import pytest
 
+from apagent.core.desired import ANY_ANCHOR, NOBODY, difference
 from apagent.core.domain import Domain
-from apagent.core.model import Mac, NetworkName, socket_of
+from apagent.core.model import ApId, Mac, NetworkName, socket_of
 from apagent.errors import KernelFault
 from apagent.kernel.linux import LinuxDataPath
 from apagent.kernel.port import Change, Counters, DataPath, NetworkDelta, NetworkState
@@ -124,6 +126,49 @@ def test_values_are_deleted(path: DataPath) -> None:
         }
     )
     assert path.read() == {LAN: NetworkState()}
+
+
+def test_our_own_flows_may_stand_in_the_maps(path: DataPath) -> None:
+    """So that they aren't taken for new ones while another AP anchors those."""
+    own = dict.fromkeys(FLOWS, DOMAIN.me.id)
+    path.apply(
+        {
+            LAN: NetworkDelta(
+                flows={flow: Change(None, DOMAIN.me.id) for flow in own},
+                sockets={SOCKET: Change(None, DOMAIN.me.id)},
+            )
+        }
+    )
+    assert path.read() == {LAN: NetworkState(flows=own, sockets={SOCKET: DOMAIN.me.id})}
+
+
+DIVERTED: list[dict[ApId, ApId]] = [
+    {},
+    {AP2: AP3},
+    {AP2: NOBODY, AP3: AP2},
+    {ANY_ANCHOR: AP2},
+    {ANY_ANCHOR: AP3, AP2: AP3},
+]
+
+
+@pytest.mark.parametrize("before", DIVERTED)
+@pytest.mark.parametrize("after", DIVERTED)
+def test_anchors_are_diverted(
+    path: DataPath, before: dict[ApId, ApId], after: dict[ApId, ApId]
+) -> None:
+    states = [NetworkState(diverted=diverted) for diverted in ({}, before, after, {})]
+    for old, new in pairwise(states):
+        path.apply({LAN: difference(old, new)})
+        assert path.read() == {LAN: new}
+
+
+def test_a_restarted_agent_finds_diverted_anchors(open_path: Open, path: DataPath) -> None:
+    diverted = {AP2: NOBODY, ANY_ANCHOR: AP3}
+    path.apply({LAN: difference(NetworkState(), NetworkState(diverted=diverted))})
+    restarted = open_path()
+    assert restarted.anchor_numbers(DOMAIN.table) == {AP2: 1, AP3: 2}
+    restarted.prepare(DOMAIN)
+    assert restarted.read() == {LAN: NetworkState(diverted=diverted)}
 
 
 def test_a_roam_swaps_route_and_neighbour(path: DataPath) -> None:

@@ -9,16 +9,18 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address
 
 import pytest
 
+from apagent.core.desired import ANY_ANCHOR, NOBODY, difference
 from apagent.core.model import ApId, Flow, NetworkName, socket_of
 from apagent.errors import KernelFault
 from apagent.kernel.nft import NftTable
 from apagent.kernel.port import Change, NetworkDelta, NetworkState
+from apagent.kernel.wire import Message, Netlink
 from tests.contract.conftest import run
 from tests.domains import ANN_IP, AP2, AP3, BEN, BEN_IP, LAN, domain, lan, tcp, udp
 
@@ -112,11 +114,19 @@ def test_rules_read_as_they_are_meant(table: NftTable) -> None:
         ),
         "ip daddr 10.78.16.1 return",
         "ip daddr 10.78.16.0/20 notrack accept",
+        "meta nfproto ipv4 meta priority set 6170:ffff",
         "meta priority set ip saddr . meta l4proto . th sport map @zoo_sockets",
         "meta priority set ip saddr . ip daddr . meta l4proto . th sport . th dport map @zoo_flows",
         "icmp type echo-request meta priority set ip saddr . ip daddr . icmp id map @zoo_echoes",
         f"icmp type != echo-request meta priority set {EMBEDDED} map @zoo_flows",
         "meta priority vmap @zoo_anchors",
+    ]
+    assert chain("lan_new") == [
+        "fib daddr type != unicast return",
+        "iifname @unsynced meta l4proto != tcp drop",
+        "tcp flags != syn / fin,syn,rst,ack ip saddr . ether saddr != @lan_known drop",
+        "tcp flags != syn / fin,syn,rst,ack ip saddr @lan_arrived drop",
+        "meta priority vmap @lan_new_anchor",
     ]
     assert chain("lan_stray") == [
         'iifname "br-lan" ip saddr . ether saddr != @lan_known drop',
@@ -250,6 +260,40 @@ def test_values_change_and_elements_go(table: NftTable) -> None:
     }
 
 
+def test_diverted_anchors_read_as_they_are_meant(table: NftTable) -> None:
+    diverted = {AP2: AP3, AP3: NOBODY, ANY_ANCHOR: AP2}
+    table.apply(DOMAIN, {LAN: divert(diverted)})
+    text = " ".join(ruleset().split())
+    assert "elements = { 6170:1 : goto anchor_ap3, 6170:ffff : jump lan_new }" in text
+    assert "elements = { 6170:ffff : goto anchor_ap2 }" in text
+    assert table.read(DOMAIN)[LAN].diverted == diverted
+
+
+def divert(diverted: Mapping[ApId, ApId]) -> NetworkDelta:
+    """The delta from quiet times to `diverted`."""
+    return NetworkDelta(diverted={anchor: Change(None, ap) for anchor, ap in diverted.items()})
+
+
+def test_our_flows_are_in_the_maps_before_new_ones_go_elsewhere(
+    table: NftTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And until they don't any more."""
+    done: list[str] = []
+    transaction = Netlink.transaction
+
+    def record(netlink: Netlink, begin: Message, batch: Sequence[Message], end: Message) -> None:
+        done.extend(message.what.split()[-1] for message in batch)
+        transaction(netlink, begin, batch, end)
+
+    monkeypatch.setattr(Netlink, "transaction", record)
+    draining = NetworkState(flows={tcp(1): DOMAIN.me.id}, diverted={ANY_ANCHOR: AP2})
+    table.apply(DOMAIN, {LAN: difference(NetworkState(), draining)})
+    assert done == ["lan_flows", "lan_new_anchor", "lan_anchors"]
+    done.clear()
+    table.apply(DOMAIN, {LAN: difference(draining, NetworkState())})
+    assert done == ["lan_anchors", "lan_new_anchor", "lan_flows"]
+
+
 def test_networks_are_kept_apart(table: NftTable) -> None:
     table.prepare(TWO_NETWORKS)
     zoo = NetworkState(flows={tcp(5): AP3})
@@ -355,6 +399,52 @@ def test_a_number_that_changes_hands_leads_to_its_new_anchor(table: NftTable) ->
     assert table.anchor_numbers(DOMAIN.table) == {AP3: 1, AP2: 2}
 
 
+def test_diverted_anchors_stay_so_when_the_next_run_adopts_them(
+    open_table: Callable[[], NftTable],
+) -> None:
+    diverted = {AP2: AP3, AP3: NOBODY, ANY_ANCHOR: AP2}
+    in_sync(open_table()).apply(DOMAIN, {LAN: divert(diverted)})
+    before = ruleset("--handle")
+    second = open_table()
+    assert second.anchor_numbers(DOMAIN.table) == {AP2: 1, AP3: 2}
+    second.prepare(DOMAIN)
+    assert ruleset("--handle") == before
+    assert second.read(DOMAIN)[LAN].diverted == diverted
+
+
+def test_what_was_diverted_to_a_vanished_peer_is_nobodys(table: NftTable) -> None:
+    table.apply(DOMAIN, {LAN: divert({AP2: AP3, ANY_ANCHOR: AP3})})
+    fewer = replace(DOMAIN, peers=DOMAIN.peers[:1])
+    table.prepare(fewer)
+    assert table.read(fewer)[LAN].diverted == {AP2: NOBODY}
+    assert "6170:ffff :" not in ruleset()
+    table.apply(fewer, {LAN: NetworkDelta(diverted={AP2: Change(NOBODY, None)})})
+    assert table.read(fewer)[LAN] == NetworkState()
+
+
+def test_a_new_peer_begins_undiverted_while_others_are(table: NftTable) -> None:
+    table.apply(DOMAIN, {LAN: divert({AP2: NOBODY})})
+    more = domain(aps=4)
+    table.prepare(more)
+    assert table.read(more)[LAN].diverted == {AP2: NOBODY}
+
+
+@pytest.mark.parametrize("map_", ["lan_anchors", "lan_new_anchor"])
+def test_anchors_that_somebody_flushed_are_read_as_they_are(
+    open_table: Callable[[], NftTable], map_: str
+) -> None:
+    in_sync(open_table()).apply(DOMAIN, {LAN: divert({ANY_ANCHOR: AP2})})
+    open_table()
+    run("nft", f"flush map inet apagent {map_}")
+    table = open_table()
+    table.prepare(DOMAIN)
+    flushed = {AP2: NOBODY, AP3: NOBODY} if map_ == "lan_anchors" else {}
+    assert table.read(DOMAIN)[LAN].diverted == flushed
+    back = {ap: Change(NOBODY, None) for ap in flushed}
+    table.apply(DOMAIN, {LAN: NetworkDelta(diverted={**back, ANY_ANCHOR: Change(None, AP3)})})
+    assert table.read(DOMAIN)[LAN].diverted == {ANY_ANCHOR: AP3}
+
+
 def test_networks_come_and_go(table: NftTable) -> None:
     table.apply(DOMAIN, {LAN: arrivals()})
     table.prepare(TWO_NETWORKS)
@@ -380,7 +470,6 @@ def test_changed_rules_leave_sessions_alone(table: NftTable) -> None:
         pytest.param("add chain inet apagent mine", id="chain added"),
         pytest.param("add counter inet apagent mine", id="counter added"),
         pytest.param("add map inet apagent mine { type mark : verdict; }", id="map added"),
-        pytest.param("flush map inet apagent lan_anchors", id="anchors flushed"),
         pytest.param(
             "delete chain inet apagent forward;"
             "add chain inet apagent forward { type filter hook forward priority 5; }",

@@ -9,12 +9,13 @@ from __future__ import annotations
 import errno
 import os
 from collections import deque
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
 from ipaddress import IPv4Address
 from typing import Any, TypeVar
 
+from apagent.core.desired import ANY_ANCHOR, NOBODY
 from apagent.core.domain import Domain
 from apagent.core.events import ClientAged, ClientSeen, FlowsChanged, Source
 from apagent.core.model import ApId, FlowKey, Mac, Nat, NetworkName, Sessions
@@ -74,6 +75,11 @@ class FakeDataPath:
         kernel.states = {n.name: kernel.states.get(n.name, NetworkState()) for n in domain.networks}
         for state in kernel.states.values():
             state.routes = {a: ap for a, ap in state.routes.items() if ap in domain.peer_by_id}
+            state.diverted = {
+                anchor: ap
+                for anchor, ap in state.diverted.items()
+                if {anchor, ap} <= {ANY_ANCHOR, NOBODY, *domain.peer_by_id}
+            }
         kernel.holding = kernel.holding or kernel.domain is None
         kernel.anchors = {peer.id: peer.number for peer in domain.peers}
         kernel.domain = self._domain = domain
@@ -82,8 +88,8 @@ class FakeDataPath:
 
     def read(self) -> dict[NetworkName, NetworkState]:
         self._raise_fault("read")
-        peers = self._prepared.peer_by_id
-        return {name: _readable(state, peers) for name, state in self.kernel.states.items()}
+        aps = {self._prepared.me.id, *self._prepared.peer_by_id}
+        return {name: _readable(state, aps) for name, state in self.kernel.states.items()}
 
     def apply(self, deltas: Mapping[NetworkName, NetworkDelta]) -> None:
         prepared = self._prepared
@@ -92,14 +98,15 @@ class FakeDataPath:
         for name, delta in deltas.items():
             state = self.kernel.states[prepared.network_by_name[name].name]
             # Neighbours and routes first; sets and maps are the rest, and mind what is there.
-            for part in ("neighbours", "routes", "known", "sockets", "flows"):
+            for part in ("neighbours", "routes", "known", "sockets", "flows", "diverted"):
                 changes: Mapping[Any, Change[Any]] = getattr(delta, part)
                 for key, change in changes.items():
                     if fault is not None and budget == 0:
                         raise fault
                     budget -= 1
-                    if part in _LEAD_TO_PEERS and change.new is not None:
-                        assert change.new in prepared.peer_by_id, f"{change.new} is no peer"
+                    if part in _LEAD_TO and change.new is not None:
+                        known = {*prepared.peer_by_id, *_LEAD_TO[part](prepared)}
+                        assert change.new in known, f"{part} can't lead to {change.new}"
                     _install(getattr(state, part), key, change, strict=part in _STRICT)
         if fault is not None:
             raise fault
@@ -157,8 +164,14 @@ class FakeDataPath:
             raise fault
 
 
-_STRICT = frozenset({"flows", "sockets", "known"})
-_LEAD_TO_PEERS = frozenset({"flows", "sockets", "routes"})
+_STRICT = frozenset({"flows", "sockets", "known", "diverted"})
+_LEAD_TO: dict[str, Callable[[Domain], set[ApId]]] = {
+    "flows": lambda domain: {domain.me.id},
+    "sockets": lambda domain: {domain.me.id},
+    "routes": lambda _: set(),
+    "diverted": lambda _: {NOBODY},
+}
+"""What leads to APs, and to whom besides the peers."""
 
 
 def _install(table: MutableMapping[K, T], key: K, change: Change[T], *, strict: bool) -> None:
@@ -173,11 +186,11 @@ def _install(table: MutableMapping[K, T], key: K, change: Change[T], *, strict: 
         table[key] = change.new
 
 
-def _readable(state: NetworkState, peers: Mapping[ApId, object]) -> NetworkState:
-    """A copy; an anchor that is no peer (any more) is read as an id that no AP can have."""
+def _readable(state: NetworkState, aps: Collection[ApId]) -> NetworkState:
+    """A copy; an anchor that is no AP (any more) is read as an id that none can have."""
 
     def name(ap: ApId) -> ApId:
-        return ap if ap in peers else ApId(f"#{ap}")
+        return ap if ap in aps else ApId(f"#{ap}")
 
     copy = replace(state, **{f.name: dict(getattr(state, f.name)) for f in fields(state)})
     copy.flows = {key: name(ap) for key, ap in state.flows.items()}

@@ -18,6 +18,14 @@ that ours decides; the leak guard comes after every NAT."""
 PREROUTING, FORWARD, OUTPUT, POSTROUTING = 0, 2, 3, 4
 """NF_INET_PRE_ROUTING, FORWARD, _LOCAL_OUT, _POST_ROUTING (linux/netfilter.h)."""
 
+_OURS = "apagent "
+
+
+def number_in(fingerprint: str) -> int | None:
+    """The `number` of the chain that carries this fingerprint; None: it has none."""
+    number = fingerprint.removeprefix(_OURS).partition(" ")[2]
+    return int(number) if number.isdecimal() else None
+
 
 @dataclass(frozen=True, slots=True)
 class Chain:
@@ -26,6 +34,8 @@ class Chain:
     name: str
     rules: tuple[Expressions, ...]
     hook: Hook | None = None
+    number: int | None = None
+    """Kept with the rules, for who reads them back: the number of the anchor that they lead to."""
 
     def messages(self, table: str) -> list[Message]:
         """Requests that append the rules; the first carries the fingerprint as its comment."""
@@ -37,7 +47,8 @@ class Chain:
     def fingerprint(self, table: str) -> str:
         """What tells these rules from others: a restart leaves a chain alone that carries it."""
         bodies = (new_rule(table, self.name, rule).body for rule in self.rules)
-        return f"apagent {sha256(b''.join(bodies)).hexdigest()[:16]}"
+        number = "" if self.number is None else f" {self.number}"
+        return f"{_OURS}{sha256(b''.join(bodies)).hexdigest()[:16]}{number}"
 
 
 def source_in(prefix: IPv4Network, *, negate: bool = False) -> Expressions:

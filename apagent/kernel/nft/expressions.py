@@ -39,6 +39,7 @@ _META_PRIORITY, _META_MARK, _META_IIFNAME, _META_OIFNAME = 2, 3, 6, 7
 _META_IIFTYPE, _META_NFPROTO, _META_L4PROTO = 8, 15, 16
 _ARPHRD_ETHER = 1
 _NFPROTO_IPV4 = 2
+_TCP = 6
 _CT_STATE, _CT_STATE_INVALID, _CT_STATE_NEW, _CT_ZONE = 0, 0x01, 0x08, 17
 _ORIGINAL = 0
 _EXTHDR_TCPOPT = 1
@@ -48,7 +49,7 @@ _NAT_RANGE_PORTS = "NF_NAT_RANGE_PROTO_SPECIFIED"
 _FIB_DADDR, _FIB_ADDRESS_TYPE = 2, ("NFT_FIB_RESULT_UNSPEC", "NFT_FIB_RESULT_OIF")
 """NFTA_FIB_F_DADDR; NFT_FIB_RESULT_ADDRTYPE is 3, which pyroute2, taking results for flags, packs
 for bits 0 and 1."""
-_RTN_LOCAL = 2
+_RTN_UNICAST, _RTN_LOCAL = 1, 2
 _OBJECT_COUNTER = 1
 _REJECT_TCP_RESET = 1
 _INTERFACE_NAME_SIZE = 16
@@ -116,6 +117,11 @@ def verdict(code: int, chain: str = "") -> dict[str, Any]:
 def goto_data(chain: str) -> dict[str, Any]:
     """`goto chain` as a map's value."""
     return verdict(_GOTO, chain)
+
+
+def jump_data(chain: str) -> dict[str, Any]:
+    """`jump chain` as a map's value."""
+    return verdict(_JUMP, chain)
 
 
 def _verdict_rule(code: int, chain: str = "") -> Expressions:
@@ -240,6 +246,11 @@ def tcp_flags(mask: int, value: int, *, negate: bool = False) -> Expressions:
     )
 
 
+def not_first_of_tcp() -> Expressions:
+    """`tcp flags != syn / fin,syn,rst,ack`: a segment that can't open a connection."""
+    return (*l4proto(_TCP), *tcp_flags(FIN | SYN | RST | ACK, SYN, negate=True))
+
+
 def icmp_echo_request(*, negate: bool = False) -> Expressions:
     """`icmp type [!=] echo-request`; `l4proto(ICMP)` has to come before."""
     return (
@@ -354,6 +365,12 @@ def priority_from(name: str) -> Expressions:
     )
 
 
+def set_priority(value: int) -> Expressions:
+    """`meta priority set value`."""
+    set_ = _expression("meta", ("KEY", _META_PRIORITY), ("SREG", _register(0)))
+    return (_immediate(_U32.pack(value)), set_)
+
+
 def priority_verdict(name: str) -> Expressions:
     """`meta priority vmap @name`."""
     return (
@@ -446,6 +463,15 @@ def snat(address: IPv4Address) -> Expressions:
 
 def to_local_address() -> Expressions:
     """`fib daddr type local`."""
+    return _address_type(_RTN_LOCAL, _EQ)
+
+
+def to_unicast_address(*, negate: bool = False) -> Expressions:
+    """`fib daddr type [!=] unicast`: another host's address, with or without a route to it."""
+    return _address_type(_RTN_UNICAST, _NEQ if negate else _EQ)
+
+
+def _address_type(type_: int, operator: int) -> Expressions:
     return (
         _expression(
             "fib",
@@ -453,7 +479,7 @@ def to_local_address() -> Expressions:
             ("RESULT", list(_FIB_ADDRESS_TYPE)),
             ("FLAGS", _FIB_DADDR),
         ),
-        _compare(_U32.pack(_RTN_LOCAL)),
+        _compare(_U32.pack(type_), operator),
     )
 
 

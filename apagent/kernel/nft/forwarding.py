@@ -55,9 +55,8 @@ def forward(domain: Domain) -> Chain:
     """
     tcp = e.l4proto(TCP)
     syn = (*tcp, *e.tcp_flags(e.SYN | e.RST, e.SYN))
-    not_syn = (*tcp, *e.tcp_flags(e.FIN | e.SYN | e.RST | e.ACK, e.SYN, negate=True))
     ending = (*tcp, *e.tcp_flags(e.FIN | e.RST, 0, negate=True))
-    strays = ((*e.ct_state_new(), *not_syn), (*e.ct_state_invalid(), *ending))
+    strays = ((*e.ct_state_new(), *e.not_first_of_tcp()), (*e.ct_state_invalid(), *ending))
     rules: list[Expressions] = [(*syn, *e.jump("mss_clamp"))]
     for network in domain.networks:
         judge = Names.of(network.name).stray

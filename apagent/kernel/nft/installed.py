@@ -59,11 +59,16 @@ def read_installed(netlink: Netlink, table: str) -> Installed | None:
     installed.sets = {definition.name: definition for definition in _sets(netlink, table)}
     installed.counters = set(read_counters(netlink, table))
     installed.verdicts = {
-        name: dict(_verdicts(netlink, table, name))
+        name: read_verdicts(netlink, table, name)
         for name, definition in installed.sets.items()
         if definition.data_type == messages.VERDICT
     }
     return installed
+
+
+def read_verdicts(netlink: Netlink, table: str, map_: str) -> dict[bytes, str]:
+    """A verdict map's elements: key -> chain. Raises KernelFault."""
+    return dict(_verdicts(netlink, table, map_))
 
 
 def read_counters(netlink: Netlink, table: str) -> dict[str, int]:

@@ -1,7 +1,9 @@
 """From what is installed to what should be, in one transaction.
 
 Packets see the old table or the new one, nothing between. What is right already is left alone:
-session maps keep their elements, chains their rules, counters their counts.
+session maps keep their elements, chains their rules, counters their counts. So do the verdict maps,
+which are dynamic too: an element stays if anchors and chains of its kind are still what they were,
+and one that is missing stays so. Only an anchor whose chain is made anew begins undiverted.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from apagent.kernel.nft.chain import Chain
 from apagent.kernel.nft.expressions import goto_data
 from apagent.kernel.nft.installed import Installed
 from apagent.kernel.nft.ruleset import Ruleset
+from apagent.kernel.nft.sets import Names, any_anchor
 from apagent.kernel.wire import Message
 
 
@@ -66,9 +69,9 @@ def _deletions(ruleset: Ruleset, installed: Installed, rewritten: list[Chain]) -
     flushed = {chain.name for chain in rewritten if chain.name in installed.chains}
     for name in sorted(flushed.union(gone)):
         yield messages.flush_chain(table, name)
+    kept = _kept_verdicts(ruleset, installed, rewritten)
     for map_, elements in installed.verdicts.items():
-        wanted = _kept_verdicts(ruleset, installed, map_)
-        for key in elements.keys() - wanted.keys():
+        for key in elements.keys() - kept.get(map_, set()):
             yield messages.delete_verdict(table, map_, key)
     for name in _redefined_sets(ruleset, installed):
         yield messages.delete_set(table, name)
@@ -78,13 +81,34 @@ def _deletions(ruleset: Ruleset, installed: Installed, rewritten: list[Chain]) -
         yield messages.delete_counter(table, name)
 
 
-def _kept_verdicts(ruleset: Ruleset, installed: Installed, map_: str) -> dict[bytes, str]:
-    """The elements of a verdict map that are right and stay."""
+def _kept_verdicts(
+    ruleset: Ruleset, installed: Installed, rewritten: list[Chain]
+) -> dict[str, set[bytes]]:
+    """The elements of each verdict map that may stay as they are.
+
+    Packets that no map knows take two of them, one in each of a network's maps: both or neither.
+    """
+    anew = {chain.name for chain in rewritten}
+    kept: dict[str, set[bytes]] = {}
+    for network in ruleset.domain.networks:
+        names = Names.of(network.name)
+        anchors, new = (_present(ruleset, installed, m) for m in (names.anchors, names.new_anchor))
+        wanted = ruleset.anchors[names.anchors]
+        kept[names.anchors] = {
+            key for key in anchors if wanted.get(key, names.new) not in {names.new, *anew}
+        }
+        if any_anchor() in anchors.keys() & new.keys():
+            kept[names.anchors].add(any_anchor())
+            kept[names.new_anchor] = {any_anchor()}
+    return kept
+
+
+def _present(ruleset: Ruleset, installed: Installed, map_: str) -> dict[bytes, str]:
+    """The elements of a verdict map that lead to chains which stay."""
     if map_ in _redefined_sets(ruleset, installed):
         return {}
-    wanted = ruleset.anchors.get(map_, {})
-    present = installed.verdicts.get(map_, {})
-    return {key: chain for key, chain in wanted.items() if present.get(key) == chain}
+    elements = installed.verdicts.get(map_, {})
+    return {key: chain for key, chain in elements.items() if chain in ruleset.chains}
 
 
 def _additions(ruleset: Ruleset, installed: Installed, rewritten: list[Chain]) -> Iterator[Message]:
@@ -100,14 +124,17 @@ def _additions(ruleset: Ruleset, installed: Installed, rewritten: list[Chain]) -
     for set_id, definition in enumerate(ruleset.sets.values(), start=1):
         if installed.sets.get(definition.name) != definition:
             yield messages.new_set(table, definition, set_id)
-    yield from _new_verdicts(ruleset, installed)
+    yield from _new_verdicts(ruleset, installed, rewritten)
     for chain in rewritten:
         yield from chain.messages(table)
 
 
-def _new_verdicts(ruleset: Ruleset, installed: Installed) -> Iterator[Message]:
+def _new_verdicts(
+    ruleset: Ruleset, installed: Installed, rewritten: list[Chain]
+) -> Iterator[Message]:
+    anew = {chain.name for chain in rewritten}
     for map_, elements in ruleset.anchors.items():
-        kept = _kept_verdicts(ruleset, installed, map_)
+        fresh = map_ not in installed.sets or map_ in _redefined_sets(ruleset, installed)
         for key, chain in elements.items():
-            if key not in kept:
+            if fresh or chain in anew:
                 yield messages.new_verdict(ruleset.domain.table, map_, key, goto_data(chain))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import chain
 
 from apagent.core.domain import Ap, Domain, Network
-from apagent.core.model import ICMP
+from apagent.core.model import ICMP, TCP
 from apagent.kernel.nft import expressions as e
 from apagent.kernel.nft.chain import (
     DESTINATION_NAT,
@@ -20,7 +20,7 @@ from apagent.kernel.nft.chain import (
 )
 from apagent.kernel.nft.expressions import Expressions
 from apagent.kernel.nft.messages import Hook
-from apagent.kernel.nft.sets import Names, anchor_chain
+from apagent.kernel.nft.sets import ANY_VALUE, UNSYNCED, Names, anchor_chain
 
 _DATA_TRIGGER_RATE, _DATA_TRIGGER_BURST = 100, 50
 _DATA_TRIGGER_SNAPLEN = 64
@@ -58,6 +58,7 @@ def from_client(domain: Domain, network: Network) -> Chain:
                 *e.return_(),
             ),
             (*destination_in(network.prefix), *e.notrack(), *e.accept()),
+            (*e.ipv4(), *e.set_priority(ANY_VALUE)),
             (*e.ipv4(), *e.client_socket(), *e.priority_from(names.sockets)),
             (*e.ipv4(), *e.client_flow(), *e.priority_from(names.flows)),
             (
@@ -80,6 +81,27 @@ def from_client(domain: Domain, network: Network) -> Chain:
     )
 
 
+def new(network: Network) -> Chain:
+    """Send a client's packet that no map knows to the AP that anchors new flows in our place.
+
+    What is for this AP stays here. What we would hold back here isn't let out there either: a
+    packet whose session may still be on its way would be given a second anchor, or be reset.
+    """
+    names = Names.of(network.name)
+    unknown = (*e.client_pair(), *e.in_set(names.known, negate=True))
+    arrived = (*e.ipv4(), *e.client_address(), *e.in_set(names.arrived))
+    return Chain(
+        names.new,
+        (
+            (*e.to_unicast_address(negate=True), *e.return_()),
+            (*e.iifname_in(UNSYNCED), *e.l4proto(TCP, negate=True), *e.drop()),
+            (*e.not_first_of_tcp(), *unknown, *e.drop()),
+            (*e.not_first_of_tcp(), *arrived, *e.drop()),
+            e.priority_verdict(names.new_anchor),
+        ),
+    )
+
+
 def _forged(domain: Domain, network: Network) -> Iterator[Expressions]:
     """A client with an address of another network would open a session in that one's name."""
     for other in domain.others(network):
@@ -92,6 +114,7 @@ def anchor(domain: Domain, peer: Ap) -> Chain:
     return Chain(
         anchor_chain(peer.id),
         (e.set_mark(domain.mark(peer), domain.mark_mask), e.notrack(), e.accept()),
+        number=peer.number,
     )
 
 

@@ -9,6 +9,7 @@ in the maps and sets (`elements`), which the rules only name. In nft's words, fo
     set lan_known { type ipv4_addr . ether_addr }
     set lan_arrived { type ipv4_addr; timeout 500ms }
     map lan_anchors { type classid : verdict; elements = { 6170:2 : goto anchor_ap2 } }
+    map lan_new_anchor { type classid : verdict }
 
 The packet's priority serves as scratch register: the lookups leave the anchor's value there, and
 ip_forward() overwrites it later. The exact flow is looked up after the socket, so it wins.
@@ -42,6 +43,7 @@ class Ruleset:
             *(prerouting.anchor(domain, peer) for peer in domain.peers),
             *flatten.from_iterable(
                 (
+                    prerouting.new(network),
                     prerouting.from_client(domain, network),
                     prerouting.from_tunnel(network),
                     forwarding.stray(network),
@@ -67,7 +69,7 @@ class Ruleset:
 
     @cached_property
     def anchors(self) -> dict[str, dict[bytes, str]]:
-        """The elements of each network's anchor map: the anchor's value -> its chain."""
+        """The elements of each network's anchor map in quiet times: anchor's value -> its chain."""
         elements = {anchor_value(peer.number): anchor_chain(peer.id) for peer in self.domain.peers}
         return {Names.of(network.name).anchors: elements for network in self.domain.networks}
 

@@ -12,6 +12,8 @@ from apagent.kernel.nft.messages import SET_FLAG_TIMEOUT, VERDICT, SetDefinition
 from apagent.kernel.nft.userdata import ByteOrder, byte_orders, echo_map
 
 ANCHOR_CHAIN = "anchor_"
+ANY_VALUE = ANCHOR_TAG | 0xFFFF
+"""What a client's packet carries that no map knows, in place of an anchor's value."""
 UNSYNCED = "unsynced"
 """The set of client interfaces that hold back what could belong to a peer's flow."""
 ARRIVAL_GRACE_MS = 500
@@ -37,6 +39,8 @@ class Names:
     known: str
     arrived: str
     anchors: str
+    new_anchor: str
+    new: str
     from_client: str
     from_tunnel: str
     stray: str
@@ -57,6 +61,11 @@ def anchor_chain(ap: ApId) -> str:
 def anchor_value(number: int) -> bytes:
     """An anchor's value in the maps: an skb priority, in host order."""
     return _U32.pack(ANCHOR_TAG | number)
+
+
+def any_anchor() -> bytes:
+    """The key of packets that no map knows, in the verdict maps."""
+    return _U32.pack(ANY_VALUE)
 
 
 def anchor_number(value: bytes) -> int | None:
@@ -106,12 +115,12 @@ def _definitions(names: Names) -> tuple[SetDefinition, ...]:
             names.known, _CLIENT_TYPE, CLIENT_SIZE, userdata=byte_orders(ByteOrder.MIXED)
         ),
         _expiring(names.arrived, _IPV4_ADDR, _ADDRESS_SIZE, ARRIVAL_GRACE_MS),
-        SetDefinition(
-            names.anchors,
-            _CLASSID,
-            4,
-            VERDICT,
-            _VERDICT_LENGTH,
-            byte_orders(ByteOrder.HOST, ByteOrder.MIXED),
-        ),
+        _verdicts(names.anchors),
+        _verdicts(names.new_anchor),
     )
+
+
+def _verdicts(name: str) -> SetDefinition:
+    """A map from anchors' values to chains."""
+    order = byte_orders(ByteOrder.HOST, ByteOrder.MIXED)
+    return SetDefinition(name, _CLASSID, 4, VERDICT, _VERDICT_LENGTH, order)

@@ -16,6 +16,8 @@ from apagent.core.domain import Domain
 from apagent.core.model import ICMP, PROTOCOL_OFFSET, ApId, NetworkName
 from apagent.errors import KernelFault
 from apagent.kernel.nft import messages
+from apagent.kernel.nft.chain import number_in
+from apagent.kernel.nft.diversion import diversion, opens_elsewhere, read_diverted
 from apagent.kernel.nft.elements import (
     CLIENT_SIZE,
     ECHO_SIZE,
@@ -71,11 +73,10 @@ class NftTable:
         """
         installed = read_installed(self._netlink, table)
         numbers: dict[ApId, int] = {}
-        for elements in installed.verdicts.values() if installed else ():
-            for value, chain in elements.items():
-                number = anchor_number(value)
-                if number is not None and chain.startswith(ANCHOR_CHAIN):
-                    numbers[ApId(chain.removeprefix(ANCHOR_CHAIN))] = number
+        for chain, comments in installed.comments.items() if installed else ():
+            number = number_in(comments[0])
+            if number is not None and chain.startswith(ANCHOR_CHAIN):
+                numbers[ApId(chain.removeprefix(ANCHOR_CHAIN))] = number
         return numbers
 
     def prepare(self, domain: Domain) -> None:
@@ -95,24 +96,32 @@ class NftTable:
         self._table = domain.table
 
     def read(self, domain: Domain) -> dict[NetworkName, NetworkState]:
-        """The elements of the session maps and sets; routes and neighbours stay empty.
+        """The elements of the maps and sets; what is not in the table stays empty.
 
         An anchor whose number no peer has is read as an `ApId` that no AP can have, `#` and the
         number, so that the difference to what should be removes the element. Raises KernelFault.
         """
-        anchors = _Anchors((anchor_value(peer.number), peer.id) for peer in domain.peers)
-        return {
+        anchors = _Anchors((anchor_value(ap.number), ap.id) for ap in (domain.me, *domain.peers))
+        states = {
             network.name: self._read_network(domain.table, Names.of(network.name), anchors)
             for network in domain.networks
         }
+        for network, state in states.items():
+            state.diverted = read_diverted(self._netlink, domain, Names.of(network))
+        return states
 
     def apply(self, domain: Domain, deltas: Mapping[NetworkName, NetworkDelta]) -> None:
-        """Install the changes of flows, sockets and known clients.
+        """Install the changes of flows, sockets, known clients and diverted anchors.
 
-        All networks' changes go together, in one transaction unless they are thousands. Raises
-        KernelFault: ENOENT or EEXIST mean that an element wasn't as the change believed.
+        All networks' changes go together, in one transaction unless they are thousands. Anchors are
+        diverted before that, but new flows after it: by then ours are in the maps, so that none of
+        them is taken for new. Raises KernelFault: ENOENT or EEXIST mean that an element wasn't as
+        the change believed.
         """
-        data = {peer.id: pack_data(anchor_value(peer.number)) for peer in domain.peers}
+        later = {network: delta for network, delta in deltas.items() if opens_elsewhere(delta)}
+        self._divert(domain, {n: delta for n, delta in deltas.items() if n not in later})
+        aps = (domain.me, *domain.peers)
+        data = {ap.id: pack_data(anchor_value(ap.number)) for ap in aps}
         changes = (
             change
             for network, delta in deltas.items()
@@ -120,6 +129,7 @@ class NftTable:
         )
         for batch in transactions(domain.table, changes):
             self._transact(domain.table, batch)
+        self._divert(domain, later)
 
     def counters(self) -> Counters:
         """What leak guard and reset rule have counted, over all networks. Raises KernelFault."""
@@ -154,6 +164,15 @@ class NftTable:
         keys = [address.packed for address in addresses]
         if keys:
             self._transact(self._table, renewal(self._table, Names.of(network).arrived, keys))
+
+    def _divert(self, domain: Domain, deltas: Mapping[NetworkName, NetworkDelta]) -> None:
+        changes = [
+            message
+            for network, delta in deltas.items()
+            for message in diversion(domain, Names.of(network), delta.diverted)
+        ]
+        if changes:
+            self._transact(domain.table, changes)
 
     def _change_alone(self, change: ElementChange, harmless: int) -> None:
         for batch in transactions(self._table, [change]):
