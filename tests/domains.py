@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 from apagent.core.domain import Ap, Domain, Network
@@ -37,6 +38,11 @@ def lan(name: str = LAN, prefix: str = "10.77.0.0/16", vni: int = 77) -> Network
         uplink="wan",
         nat_address=None,
     )
+
+
+def takeover(name: str = LAN, address: str = "203.0.113.21") -> Network:
+    """A client network whose NAT address may be taken over."""
+    return replace(lan(name), nat_address=IPv4Address(address), takeover=True)
 
 
 def domain(me: ApId = AP1, aps: int = 3, networks: tuple[Network, ...] = ()) -> Domain:

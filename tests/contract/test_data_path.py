@@ -15,7 +15,7 @@ from apagent.core.model import ApId, Mac, NetworkName, socket_of
 from apagent.errors import KernelFault
 from apagent.kernel.linux import LinuxDataPath
 from apagent.kernel.port import Change, Counters, DataPath, NetworkDelta, NetworkState
-from tests.domains import ANN, ANN_IP, AP2, AP3, BEN, BEN_IP, LAN, domain, lan, tcp, udp
+from tests.domains import ANN, ANN_IP, AP2, AP3, BEN, BEN_IP, LAN, domain, lan, takeover, tcp, udp
 from tests.fakes.kernel import FakeDataPath, FakeKernel
 
 DOMAIN = domain()
@@ -169,6 +169,37 @@ def test_a_restarted_agent_finds_diverted_anchors(open_path: Open, path: DataPat
     assert restarted.anchor_numbers(DOMAIN.table) == {AP2: 1, AP3: 2}
     restarted.prepare(DOMAIN)
     assert restarted.read() == {LAN: NetworkState(diverted=diverted)}
+
+
+TAKEOVER = domain(networks=(takeover(),))
+OURS, THEIRS = IPv4Address("203.0.113.21"), IPv4Address("203.0.113.22")
+
+
+def test_new_flows_get_another_source(open_path: Open) -> None:
+    path = open_path()
+    path.prepare(TAKEOVER)
+    states = [NetworkState(sources=s) for s in ({}, {"wan": OURS}, {"wan": THEIRS}, {})]
+    for old, new in pairwise(states):
+        path.apply({LAN: difference(old, new)})
+        assert path.read() == {LAN: new}
+
+
+def test_a_restarted_agent_finds_sources(open_path: Open) -> None:
+    path = open_path()
+    path.prepare(TAKEOVER)
+    path.apply({LAN: NetworkDelta(sources={"wan": Change(None, OURS)})})
+    path = open_path()
+    path.prepare(TAKEOVER)
+    assert path.read() == {LAN: NetworkState(sources={"wan": OURS})}
+
+
+def test_sources_go_with_takeover(open_path: Open) -> None:
+    path = open_path()
+    path.prepare(TAKEOVER)
+    path.apply({LAN: NetworkDelta(sources={"wan": Change(None, OURS)})})
+    path = open_path()
+    path.prepare(DOMAIN)
+    assert path.read() == {LAN: NetworkState()}
 
 
 def test_a_roam_swaps_route_and_neighbour(path: DataPath) -> None:

@@ -22,7 +22,7 @@ from apagent.kernel.nft import NftTable
 from apagent.kernel.port import Change, NetworkDelta, NetworkState
 from apagent.kernel.wire import Message, Netlink
 from tests.contract.conftest import run
-from tests.domains import ANN_IP, AP2, AP3, BEN, BEN_IP, LAN, domain, lan, tcp, udp
+from tests.domains import ANN_IP, AP2, AP3, BEN, BEN_IP, LAN, domain, lan, takeover, tcp, udp
 
 pytestmark = [pytest.mark.netns, pytest.mark.usefixtures("access_point")]
 
@@ -185,6 +185,20 @@ def test_base_chains_hang_where_they_should(table: NftTable) -> None:
         "type filter hook postrouting priority 300; policy accept;",
         'oifname "apv-lan" meta mark set 0x00000000',
     ]
+
+
+def test_with_takeover_the_source_of_new_flows_is_looked_up(table: NftTable) -> None:
+    table.prepare(domain(networks=(takeover(),)))
+    change = Change(None, IPv4Address("203.0.113.21"))
+    table.apply(domain(networks=(takeover(),)), {LAN: NetworkDelta(sources={"wan": change})})
+    assert chain("srcnat")[1:] == [
+        'oifname "wan" ip saddr 10.77.0.0/16 snat ip to oifname map @lan_sources',
+        'oifname "wan" ip saddr 10.77.0.0/16 masquerade',
+    ]
+    assert 'elements = { "wan" : 203.0.113.21 }' in ruleset()
+    listed = loadable(ruleset())
+    again = run("unshare", "--net", "sh", "-c", "nft -f - && nft list ruleset", stdin=listed)
+    assert without_time(again) == without_time(listed)
 
 
 def test_isolated_clients_have_rules_of_their_own(table: NftTable) -> None:

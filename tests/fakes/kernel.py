@@ -73,8 +73,9 @@ class FakeDataPath:
         self._raise_fault("prepare")
         kernel = self.kernel
         kernel.states = {n.name: kernel.states.get(n.name, NetworkState()) for n in domain.networks}
-        for state in kernel.states.values():
+        for name, state in kernel.states.items():
             state.routes = {a: ap for a, ap in state.routes.items() if ap in domain.peer_by_id}
+            state.sources = state.sources if domain.network_by_name[name].takeover else {}
             state.diverted = {
                 anchor: ap
                 for anchor, ap in state.diverted.items()
@@ -97,8 +98,7 @@ class FakeDataPath:
         fault, budget = self._faults.pop("apply", (None, 0))
         for name, delta in deltas.items():
             state = self.kernel.states[prepared.network_by_name[name].name]
-            # Neighbours and routes first; sets and maps are the rest, and mind what is there.
-            for part in ("neighbours", "routes", "known", "sockets", "flows", "diverted"):
+            for part in _PARTS:
                 changes: Mapping[Any, Change[Any]] = getattr(delta, part)
                 for key, change in changes.items():
                     if fault is not None and budget == 0:
@@ -164,7 +164,10 @@ class FakeDataPath:
             raise fault
 
 
-_STRICT = frozenset({"flows", "sockets", "known", "diverted"})
+_PARTS = ("neighbours", "routes", "sources", "known", "sockets", "flows", "diverted")
+"""Neighbours and routes first; sets and maps are the rest."""
+_STRICT = frozenset({"sources", "flows", "sockets", "known", "diverted"})
+"""Sets and maps mind what is there."""
 _LEAD_TO: dict[str, Callable[[Domain], set[ApId]]] = {
     "flows": lambda domain: {domain.me.id},
     "sockets": lambda domain: {domain.me.id},

@@ -19,8 +19,9 @@ from apagent.core.model import ICMP, FlowKey, Mac, SocketKey
 from apagent.kernel.nft.messages import HEADER, NESTED, message_type
 from apagent.kernel.wire import NLM_F_CREATE, Message, attribute, attributes
 
-FLOW_SIZE, ECHO_SIZE, SOCKET_SIZE, CLIENT_SIZE = 20, 12, 12, 12
-"""Bytes of a key in the flow, echo and socket maps and in the set of known clients."""
+FLOW_SIZE, ECHO_SIZE, SOCKET_SIZE, CLIENT_SIZE, UPLINK_SIZE = 20, 12, 12, 12, 16
+"""Bytes of a key in the flow, echo and socket maps, in the set of known clients and in the map of
+sources."""
 CHANGES_PER_TRANSACTION = 4096
 """Keeps a transaction below 320 KiB, which fits a send buffer that an unprivileged user gets."""
 

@@ -357,10 +357,15 @@ def iifname_in(name: str) -> Expressions:
     return (_meta(_META_IIFNAME), *in_set(name))
 
 
+def _lookup(name: str) -> Expression:
+    """Replace the key that is loaded by the map's value; ends the rule if it isn't in."""
+    return _expression("lookup", ("SET", name), ("SREG", _register(0)), ("DREG", _register(0)))
+
+
 def priority_from(name: str) -> Expressions:
     """`meta priority set … map @name`, of the key that is loaded; ends the rule if it isn't in."""
     return (
-        _expression("lookup", ("SET", name), ("SREG", _register(0)), ("DREG", _register(0))),
+        _lookup(name),
         _expression("meta", ("KEY", _META_PRIORITY), ("SREG", _register(0))),
     )
 
@@ -450,14 +455,20 @@ def masquerade() -> Expressions:
 
 def snat(address: IPv4Address) -> Expressions:
     """`snat ip to address`."""
-    return (
-        _immediate(address.packed),
-        _expression(
-            "nat",
-            ("TYPE", _NAT_SNAT),
-            ("FAMILY", _NFPROTO_IPV4),
-            ("REG_ADDR_MIN", _register(0)),
-        ),
+    return (_immediate(address.packed), _snat())
+
+
+def snat_from(name: str) -> Expressions:
+    """`snat ip to oifname map @name`; ends the rule if the interface isn't in."""
+    return (_meta(_META_OIFNAME), _lookup(name), _snat())
+
+
+def _snat() -> Expression:
+    return _expression(
+        "nat",
+        ("TYPE", _NAT_SNAT),
+        ("FAMILY", _NFPROTO_IPV4),
+        ("REG_ADDR_MIN", _register(0)),
     )
 
 

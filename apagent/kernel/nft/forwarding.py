@@ -126,16 +126,27 @@ def _isolation(domain: Domain, network: Network) -> Iterator[Expressions]:
 
 
 def source_nat(domain: Domain) -> Chain:
-    """Translate what leaves an uplink with a client's address."""
+    """Translate what leaves an uplink with a client's address.
+
+    A flow keeps what its first packet was given, also when the sources change.
+    """
     rules = tuple(
         (
             *leaving(network),
             *(e.ct_original_zone(network.zone) if network.zone else ()),
-            *(e.snat(network.nat_address) if network.nat_address else e.masquerade()),
+            *translation,
         )
         for network in domain.networks
+        for translation in _translations(network)
     )
     return Chain("srcnat", rules, Hook("nat", POSTROUTING, SOURCE_NAT))
+
+
+def _translations(network: Network) -> tuple[Expressions, ...]:
+    """How new flows are translated, in the order of preference."""
+    if network.takeover:
+        return (e.snat_from(Names.of(network.name).sources), e.masquerade())
+    return (e.snat(network.nat_address) if network.nat_address else e.masquerade(),)
 
 
 def leak_guard(domain: Domain) -> Chain:

@@ -10,6 +10,7 @@ in the maps and sets (`elements`), which the rules only name. In nft's words, fo
     set lan_arrived { type ipv4_addr; timeout 500ms }
     map lan_anchors { type classid : verdict; elements = { 6170:2 : goto anchor_ap2 } }
     map lan_new_anchor { type classid : verdict }
+    map lan_sources { type ifname : ipv4_addr }
 
 The packet's priority serves as scratch register: the lookups leave the anchor's value there, and
 ip_forward() overwrites it later. The exact flow is looked up after the socket, so it wins.

@@ -40,6 +40,7 @@ class Names:
     arrived: str
     anchors: str
     new_anchor: str
+    sources: str
     new: str
     from_client: str
     from_tunnel: str
@@ -79,7 +80,10 @@ def definitions(domain: Domain) -> dict[str, SetDefinition]:
     unsynced = _expiring(UNSYNCED, _IFNAME, _IFNAME_SIZE, round(domain.sync_timeout_s * 1000))
     found = [unsynced]
     for network in domain.networks:
-        found += _definitions(Names.of(network.name))
+        names = Names.of(network.name)
+        found += _definitions(names)
+        if network.takeover:
+            found.append(_sources(names.sources))
     return {definition.name: definition for definition in found}
 
 
@@ -118,6 +122,12 @@ def _definitions(names: Names) -> tuple[SetDefinition, ...]:
         _verdicts(names.anchors),
         _verdicts(names.new_anchor),
     )
+
+
+def _sources(name: str) -> SetDefinition:
+    """A map from uplinks to what new flows are translated to."""
+    order = byte_orders(ByteOrder.HOST, ByteOrder.NETWORK)
+    return SetDefinition(name, _IFNAME, _IFNAME_SIZE, _IPV4_ADDR, _ADDRESS_SIZE, order)
 
 
 def _verdicts(name: str) -> SetDefinition:

@@ -23,6 +23,7 @@ from apagent.kernel.nft.elements import (
     ECHO_SIZE,
     FLOW_SIZE,
     SOCKET_SIZE,
+    UPLINK_SIZE,
     ElementChange,
     pack_client,
     pack_data,
@@ -106,12 +107,18 @@ class NftTable:
             network.name: self._read_network(domain.table, Names.of(network.name), anchors)
             for network in domain.networks
         }
-        for network, state in states.items():
-            state.diverted = read_diverted(self._netlink, domain, Names.of(network))
+        for network in domain.networks:
+            state, names = states[network.name], Names.of(network.name)
+            state.diverted = read_diverted(self._netlink, domain, names)
+            if network.takeover:
+                sources = self._elements(domain.table, names.sources, UPLINK_SIZE)
+                state.sources = {
+                    key.rstrip(b"\0").decode(): IPv4Address(value) for key, value in sources.items()
+                }
         return states
 
     def apply(self, domain: Domain, deltas: Mapping[NetworkName, NetworkDelta]) -> None:
-        """Install the changes of flows, sockets, known clients and diverted anchors.
+        """Install the changes of flows, sockets, known clients, sources and diverted anchors.
 
         All networks' changes go together, in one transaction unless they are thousands. Anchors are
         diverted before that, but new flows after it: by then ours are in the maps, so that none of
@@ -278,6 +285,9 @@ def _changes(
     for socket, anchor in delta.sockets.items():
         new = None if anchor.new is None else data[anchor.new]
         yield ElementChange(names.sockets, pack_socket(socket), anchor.old is not None, new)
+    for uplink, source in delta.sources.items():
+        new = None if source.new is None else pack_data(source.new.packed)
+        yield ElementChange(names.sources, interface_name(uplink), source.old is not None, new)
     for address, client in delta.known.items():
         if client.old is not None:
             yield ElementChange(
