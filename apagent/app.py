@@ -101,7 +101,7 @@ async def run(config: Config) -> None:
 
 def _contents(engine: Engine) -> FeedContents:
     tables, claims = engine.snapshot()
-    return FeedContents(tables, claims, engine.clock)
+    return FeedContents(tables, claims, engine.clock, engine.anchoring.anchors.statement())
 
 
 def _report_ready(_event: Event, effects: list[Effect]) -> None:

@@ -32,6 +32,15 @@ class Change(Generic[V]):
     new: V | None
 
 
+@dataclass(frozen=True, slots=True)
+class AnchorState:
+    """The part of a `NetworkState` that follows from who anchors and who holds what."""
+
+    diverted: Mapping[ApId, ApId] = field(default_factory=dict)
+    addresses: Mapping[IPv4Address, bool] = field(default_factory=dict)
+    sources: Mapping[str, IPv4Address] = field(default_factory=dict)
+
+
 @dataclass(slots=True)
 class NetworkState:
     """The dynamic kernel state of one network."""
@@ -74,7 +83,7 @@ class NetworkDelta:
         return any(getattr(self, part) for part in self.__slots__)
 
 
-def wanted(sessions: SessionTables, clients: ClientTable) -> NetworkState:
+def wanted(sessions: SessionTables, clients: ClientTable, anchors: AnchorState) -> NetworkState:
     """What the kernel should hold for a network."""
     places = clients.places()
     return NetworkState(
@@ -83,12 +92,21 @@ def wanted(sessions: SessionTables, clients: ClientTable) -> NetworkState:
         known={a: mac for a, place in places.items() if (mac := _known(place)) is not None},
         routes={address: place.ap for address, place in places.items() if place.ap is not None},
         neighbours={a: place.mac for a, place in places.items() if place.mac is not None},
+        diverted=dict(anchors.diverted),
+        addresses=dict(anchors.addresses),
+        sources=dict(anchors.sources),
     )
 
 
-def drain_changes(sessions: SessionTables, clients: ClientTable) -> NetworkDelta:
-    """What the kernel should change since the last call."""
-    delta = NetworkDelta()
+def drain_changes(
+    sessions: SessionTables, clients: ClientTable, before: AnchorState, after: AnchorState
+) -> NetworkDelta:
+    """What the kernel should change since the last call, at which `before` was the state."""
+    delta = NetworkDelta(
+        diverted=_differences(before.diverted, after.diverted),
+        addresses=_differences(before.addresses, after.addresses),
+        sources=_differences(before.sources, after.sources),
+    )
     for key, anchor in sessions.touched_flows.items():
         _put(delta.flows, key, anchor, sessions.anchor(key))
     for socket, anchor in sessions.touched_sockets.items():

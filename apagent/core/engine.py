@@ -16,6 +16,7 @@ from functools import singledispatchmethod
 from ipaddress import IPv4Address
 from itertools import islice
 
+from apagent.core.anchoring import Anchoring
 from apagent.core.clients import Client, ClientTable, Move
 from apagent.core.desired import NetworkDelta, NetworkState, drain_changes, wanted
 from apagent.core.domain import Domain, Network
@@ -30,10 +31,16 @@ from apagent.core.effects import (
     WelcomeClient,
 )
 from apagent.core.events import (
+    AddressConflict,
+    AddressProbed,
+    AdoptionFailed,
+    AnchorEvent,
     ClientAged,
     ClientSeen,
     ClientsFound,
+    DrainRequested,
     Event,
+    FlowsAdopted,
     FlowsChanged,
     FlowsListed,
     KernelAdopted,
@@ -41,6 +48,8 @@ from apagent.core.events import (
     PeerDelta,
     PeerDisconnected,
     PeerSnapshot,
+    ProbesAnswered,
+    ReclaimRequested,
     Source,
     SyncTimedOut,
 )
@@ -55,6 +64,7 @@ from apagent.core.model import (
     NetworkName,
     SessionChanges,
     Sessions,
+    advanced,
     client_of,
     stamped,
 )
@@ -98,31 +108,45 @@ class Engine:
         self._effects: list[Effect] = []
         self._tables_out: dict[NetworkName, SessionChanges] = {}
         self._claims_out: list[Claim] = []
+        self.anchoring = Anchoring(domain, self.sessions, self.clients)
+        """All APs as anchors: who is alive, who anchors new flows, who holds which address."""
+        for peer in peers:
+            self.anchoring.hears(peer, hears=False)
 
     def step(self, event: Event, now: float) -> list[Effect]:
         """Take one event in; `now` is any clock in seconds, for display only."""
         self._now = now
         self._handle(event)
+        self._effects += self.anchoring.settle(self.clock, in_sync=self.in_sync)
+        self.clock = max(self.clock, self.anchoring.anchors.clock)
         for name, tables in self.sessions.items():
             if tables.lost:
                 self._effects.append(EndFlows(name, tuple(tables.lost)))
                 tables.lost.clear()
         effects, self._effects = self._effects, []
-        if self._tables_out or self._claims_out:
-            effects.append(Publish(self._tables_out, tuple(self._claims_out), self.clock))
+        stated = self.anchoring.statement_if_changed()
+        if self._tables_out or self._claims_out or stated is not None:
+            claims = tuple(self._claims_out)
+            effects.append(Publish(self._tables_out, claims, self.clock, stated))
             self._tables_out, self._claims_out = {}, []
         return effects
 
     def take_deltas(self) -> dict[NetworkName, NetworkDelta]:
         """What the kernel should change since the last call, by network."""
         deltas = {
-            name: drain_changes(self.sessions[name], self.clients[name]) for name in self.sessions
+            name: drain_changes(
+                self.sessions[name], self.clients[name], *self.anchoring.drain_states(name)
+            )
+            for name in self.sessions
         }
         return {name: delta for name, delta in deltas.items() if delta}
 
     def wanted(self) -> dict[NetworkName, NetworkState]:
         """What the kernel should hold, by network."""
-        return {name: wanted(self.sessions[name], self.clients[name]) for name in self.sessions}
+        return {
+            name: wanted(self.sessions[name], self.clients[name], self.anchoring.states[name])
+            for name in self.sessions
+        }
 
     def snapshot(self) -> tuple[Mapping[NetworkName, Sessions], list[Claim]]:
         """What our feed says now: the sessions that we anchor, and our claims."""
@@ -158,6 +182,24 @@ class Engine:
         self._flows_listed = True
         self._reach_sync()
 
+    # --- anchors
+
+    @_handle.register(ProbesAnswered)
+    @_handle.register(AddressProbed)
+    @_handle.register(AddressConflict)
+    @_handle.register(AdoptionFailed)
+    @_handle.register(DrainRequested)
+    @_handle.register(ReclaimRequested)
+    def _(self, event: AnchorEvent) -> None:
+        self.anchoring.take(event)
+
+    @_handle.register
+    def _(self, event: FlowsAdopted) -> None:
+        self.anchoring.take(event)
+        network = event.nat.network
+        if changes := self.sessions[network].apply(self.me, event.sessions):
+            self._tables_out[network] = changes
+
     # --- what an earlier run left
 
     @_handle.register
@@ -171,6 +213,8 @@ class Engine:
             {address: ap for address, ap in event.routes.items() if ap in self.peers}
         )
         self._claim_provisionally(event.network, _by_mac(event.neighbours))
+        if self.domain.network_by_name[event.network].takeover:
+            self.anchoring.adopt(event.network, event.addresses)
 
     @_handle.register
     def _(self, event: ClientsFound) -> None:
@@ -217,6 +261,7 @@ class Engine:
         self._hear(event)
         for clients in self.clients.values():
             clients.drop_adopted_routes(event.peer)
+        self.anchoring.hear(event.peer, event.anchor)
         self._heard.add(event.peer)
         self._set_peer(event.peer, PeerState.IN_SYNC)
         self._reach_sync()
@@ -227,6 +272,8 @@ class Engine:
             self.sessions[name].apply(event.peer, changes)
             self._release_silent(name)
         self._hear(event)
+        if event.anchor is not None:
+            self.anchoring.hear(event.peer, event.anchor)
         self._heard.add(event.peer)
         self._set_peer(event.peer, PeerState.IN_SYNC)
         self._reach_sync()
@@ -364,7 +411,7 @@ class Engine:
         for key, nat in changes.items():
             known = own.get(key)
             if nat is None or (known and known[TRANSLATION] == nat[TRANSLATION]):
-                result[key] = nat and known
+                result[key] = nat and known and advanced(known, nat)
                 continue
             address = client_of(key)
             if address not in generations:
@@ -392,6 +439,7 @@ class Engine:
         if self.in_sync or not self._flows_listed or self._heard < self.peers.keys():
             return
         self.in_sync = True
+        self.anchoring.reach_sync()
         for clients in self.clients.values():
             for client in list(clients):
                 claim = client.claim
@@ -405,6 +453,7 @@ class Engine:
         self._effects.append(NoteSync(missing))
 
     def _set_peer(self, peer: ApId, state: PeerState, reason: str = "") -> None:
+        self.anchoring.hears(peer, hears=state is PeerState.IN_SYNC)
         if self.peers[peer] is not state:
             self.peers[peer] = state
             self._effects.append(NotePeer(peer, state, reason))

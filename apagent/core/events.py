@@ -135,18 +135,13 @@ class SyncTimedOut:
 
 @dataclass(frozen=True, slots=True)
 class ProbesAnswered:
-    """A round of probes through the tunnel is over: the peers whose kernels answered."""
+    """A round of probes is over: the peers whose kernels answered through the tunnel.
+
+    `uplinks` says of each network's uplink why it leads nowhere; empty: it works.
+    """
 
     answered: frozenset[ApId]
-
-
-@dataclass(frozen=True, slots=True)
-class UplinkChanged:
-    """A network's uplink has begun or ceased to lead anywhere."""
-
-    network: NetworkName
-    works: bool
-    reason: str = ""
+    uplinks: Mapping[NetworkName, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +189,16 @@ class ReclaimRequested:
     """The operator wants this AP's NAT addresses back from whoever has taken them over."""
 
 
+AnchorEvent = (
+    ProbesAnswered
+    | AddressProbed
+    | AddressConflict
+    | FlowsAdopted
+    | AdoptionFailed
+    | DrainRequested
+    | ReclaimRequested
+)
+
 Event = (
     FlowsChanged
     | FlowsListed
@@ -206,12 +211,5 @@ Event = (
     | PeerSnapshot
     | PeerDelta
     | SyncTimedOut
-    | ProbesAnswered
-    | UplinkChanged
-    | AddressProbed
-    | AddressConflict
-    | FlowsAdopted
-    | AdoptionFailed
-    | DrainRequested
-    | ReclaimRequested
+    | AnchorEvent
 )

@@ -140,6 +140,11 @@ def stamped(nat: Nat, generation: int) -> Nat:
     return Nat(nat[TRANSLATION] + when + nat[STATE:])
 
 
+def advanced(known: Nat, news: Nat) -> Nat:
+    """`known` with the flags of `news` added: a flow that is established stays so."""
+    return Nat(known[:STATE] + bytes([known[STATE] | news[STATE]]))
+
+
 def socket_of(key: FlowKey) -> SocketKey:
     """The client's socket in `key`."""
     return SocketKey(key[:4] + key[8:11])

@@ -1,0 +1,272 @@
+"""Anchors at work in the engine: what happens goes in, effects and the kernel's share come out.
+
+`Anchors` decides on statements and addresses alone. Here its decisions meet the session tables:
+which flows an address stands for, which clients to rouse, and whose flow a flow is now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import singledispatchmethod
+from ipaddress import IPv4Address
+
+from apagent.core.anchors import REMIND_ROUNDS, Anchors, Decision, Want
+from apagent.core.clients import ClientTable
+from apagent.core.desired import AnchorState
+from apagent.core.domain import Domain
+from apagent.core.effects import (
+    AdoptFlows,
+    DefendAddress,
+    Effect,
+    EndFlows,
+    NoteAnchor,
+    PokeClients,
+    ProbeAddress,
+)
+from apagent.core.events import (
+    AddressConflict,
+    AddressProbed,
+    AdoptionFailed,
+    AnchorEvent,
+    DrainRequested,
+    FlowsAdopted,
+    ProbesAnswered,
+    ReclaimRequested,
+)
+from apagent.core.liveness import Liveness, Uplinks
+from apagent.core.model import (
+    NAT_ADDRESS,
+    PROTOCOL_OFFSET,
+    TCP,
+    AnchorStatement,
+    ApId,
+    FlowKey,
+    NatAddress,
+    NetworkName,
+    Sessions,
+    client_of,
+    is_standing,
+    socket_of,
+)
+from apagent.core.session_tables import SessionTables
+
+
+class Anchoring:
+    """The anchors of a domain, as far as they touch its sessions."""
+
+    def __init__(
+        self,
+        domain: Domain,
+        sessions: Mapping[NetworkName, SessionTables],
+        clients: Mapping[NetworkName, ClientTable],
+    ) -> None:
+        self._me = domain.me.id
+        self._sessions = sessions
+        self._clients = clients
+        self.anchors = Anchors(domain)
+        self._liveness = Liveness((peer.id for peer in domain.peers), domain.dead_after_rounds)
+        self._uplinks = Uplinks(sessions)
+        self._rounds = 0
+        self._unused: frozenset[NatAddress] = frozenset()
+        self._forsaken: set[tuple[ApId, NetworkName]] = set()
+        self._stated = AnchorStatement()
+        self._due = True
+        self.states = dict.fromkeys(sessions, AnchorState())
+        """What the kernel should hold of it, by network."""
+        self._installed = dict(self.states)
+
+    # --- in
+
+    @singledispatchmethod
+    def take(self, event: AnchorEvent) -> None:
+        """Take an event in; `settle` says what follows."""
+        raise TypeError(f"not an event of anchors: {event!r}")
+
+    @take.register
+    def _(self, event: ProbesAnswered) -> None:
+        self._rounds += 1
+        changed = self._liveness.take(event.answered)
+        for peer in sorted(changed):
+            self._note_liveness(peer)
+        self.anchors.dead = self._liveness.dead
+        for network, trouble in self._uplinks.take(event.uplinks).items():
+            self.anchors.uplink_changed(network, trouble)
+            changed.add(self._me)
+        if self.anchors.pass_round() or changed:
+            self._due = True
+        if self._rounds % REMIND_ROUNDS == 0:
+            self._unused = self._find_unused()
+
+    @take.register
+    def _(self, event: AddressProbed) -> None:
+        self.anchors.probed(event.nat, event.used_by)
+        self._due = True
+
+    @take.register
+    def _(self, event: AddressConflict) -> None:
+        self.anchors.conflict(event.nat, event.mac)
+        self._due = True
+
+    @take.register
+    def _(self, event: FlowsAdopted) -> None:
+        self.anchors.adopted(event.nat)
+        self._due = True
+
+    @take.register
+    def _(self, event: AdoptionFailed) -> None:
+        self.anchors.adoption_failed(event.nat, event.reason)
+        self._due = True
+
+    @take.register
+    def _(self, event: DrainRequested) -> None:
+        self.anchors.drain(drain=event.drain)
+        self._due = True
+
+    @take.register
+    def _(self, _event: ReclaimRequested) -> None:
+        self.anchors.reclaim()
+        self._due = True
+
+    def hear(self, peer: ApId, statement: AnchorStatement | None) -> None:
+        """A peer's feed is in sync, and says this of it (None: nothing)."""
+        if statement is None:
+            self.anchors.statements.pop(peer, None)
+        else:
+            self.anchors.statements[peer] = statement
+        self._due = True
+
+    def hears(self, peer: ApId, *, hears: bool) -> None:
+        """Note whether a peer's feed is in sync."""
+        if hears == (peer in self.anchors.unheard):
+            (self.anchors.unheard.discard if hears else self.anchors.unheard.add)(peer)
+            self._due = True
+
+    def adopt(self, network: NetworkName, addresses: frozenset[IPv4Address]) -> None:
+        """Addresses that an earlier run of ours left on the uplink."""
+        self.anchors.adopt(network, addresses)
+        self._due = True
+
+    def reach_sync(self) -> None:
+        """We are in sync: from now on addresses may be taken."""
+        self._due = True
+
+    # --- out
+
+    def settle(self, clock: int, *, in_sync: bool) -> list[Effect]:
+        """What follows from all that was taken in; `clock` is the domain's."""
+        self.anchors.clock = max(self.anchors.clock, clock)
+        if not self._due:
+            return []
+        self._due = False
+        decisions = self.anchors.settle(self._unused, in_sync=in_sync)
+        effects = [effect for d in decisions for effect in self._effects_of(d)]
+        for name, tables in self._sessions.items():
+            effects += self._forsake(name)
+            tables.judge_by(self.anchors.rules(name))
+            self.states[name] = self.anchors.state(name)
+        notes, self.anchors.notes = self.anchors.notes, []
+        return [*effects, *notes]
+
+    def statement_if_changed(self) -> AnchorStatement | None:
+        """What our feed should say of us as an anchor; None: it says so already."""
+        statement = self.anchors.statement()
+        if statement == self._stated:
+            return None
+        self._stated = statement
+        return statement
+
+    def drain_states(self, network: NetworkName) -> tuple[AnchorState, AnchorState]:
+        """The kernel's share at the last call, and now."""
+        before, after = self._installed[network], self.states[network]
+        self._installed[network] = after
+        return before, after
+
+    def own_left(self, network: NetworkName) -> int:
+        """The flows that a drained AP still anchors."""
+        return sum(not is_standing(key) for key in self._sessions[network].table(self._me))
+
+    # --- decisions and sessions
+
+    def _effects_of(self, decision: Decision) -> list[Effect]:
+        nat = decision.nat
+        match decision.want:
+            case Want.PROBE:
+                return [ProbeAddress(nat)]
+            case Want.DEFEND:
+                return [DefendAddress(nat)]
+            case Want.ADOPT:
+                return [AdoptFlows(nat, self._movable(nat, decision.ap))]
+            case Want.END:
+                flows = tuple(self._translated_to(nat, self._me))
+                return [EndFlows(nat.network, flows)] if flows else []
+
+    def _translated_to(self, nat: NatAddress, ap: ApId) -> Sessions:
+        address = nat.address.packed
+        table = self._sessions[nat.network].table(ap)
+        return {
+            key: made
+            for key, made in table.items()
+            if made[NAT_ADDRESS] == address and not is_standing(key)
+        }
+
+    def _movable(self, nat: NatAddress, ap: ApId) -> Sessions:
+        """The flows that can go on elsewhere: not those that a port forward there let in."""
+        table = self._sessions[nat.network].table(ap)
+        forwarded = {socket_of(key) for key in table if is_standing(key)}
+        flows = self._translated_to(nat, ap)
+        if not forwarded:
+            return flows
+        return {key: made for key, made in flows.items() if socket_of(key) not in forwarded}
+
+    def _find_unused(self) -> frozenset[NatAddress]:
+        """The addresses of others that we hold and that no flow of ours needs any more."""
+        foreign = [nat for nat in self.anchors.holds_of(self._me) if not self.anchors.is_home(nat)]
+        return frozenset(
+            nat
+            for nat in foreign
+            if not any(
+                made[NAT_ADDRESS] == nat.address.packed
+                for made in self._sessions[nat.network].table(self._me).values()
+            )
+        )
+
+    def _forsake(self, network: NetworkName) -> list[Effect]:
+        """Anchors whose flows are given up now: rouse their clients, or end our own flows."""
+        effects: list[Effect] = []
+        for ap, table in self._sessions[network].all():
+            forsaken = self.anchors.is_forsaken(ap, network)
+            if forsaken == ((ap, network) in self._forsaken):
+                continue
+            self._forsaken ^= {(ap, network)}
+            if not forsaken:
+                continue
+            if ap == self._me:
+                flows = tuple(key for key in table if not is_standing(key))
+                effects += [EndFlows(network, flows)] if flows else []
+            elif flows := self._silent(network, table):
+                effects.append(PokeClients(network, flows))
+            effects.append(
+                NoteAnchor(ap, "forsaken", f"its {len(table)} flows in {network} end: no successor")
+            )
+        return effects
+
+    def _silent(self, network: NetworkName, table: Sessions) -> tuple[FlowKey, ...]:
+        """TCP flows of clients that we serve: such a client may only be listening."""
+        here = {
+            address.packed
+            for client in self._clients[network]
+            if client.claim.ap == self._me
+            for address in client.claim.addresses
+        }
+        return tuple(
+            key
+            for key in table
+            if key[PROTOCOL_OFFSET] == TCP and client_of(key) in here and not is_standing(key)
+        )
+
+    def _note_liveness(self, peer: ApId) -> None:
+        if peer in self._liveness.dead:
+            note = NoteAnchor(peer, "dead", "doesn't answer through the tunnel")
+        else:
+            note = NoteAnchor(peer, "alive", "answers through the tunnel again")
+        self.anchors.notes.append(note)

@@ -1,0 +1,336 @@
+"""Dead anchors, takeover, hand-over, drain: as dialogues of engines."""
+
+from __future__ import annotations
+
+import pytest
+
+from apagent.core.effects import DefendAddress, EndFlows, NoteAnchor, PokeClients, ProbeAddress
+from apagent.core.events import (
+    AddressConflict,
+    ClientSeen,
+    DrainRequested,
+    PeerDisconnected,
+    ReclaimRequested,
+    Source,
+)
+from apagent.core.model import ApId
+from tests.anchors_world import FOREIGN_MAC, World, home
+from tests.domains import ANN, ANN_IP, AP1, AP2, AP3, LAN, tcp, udp
+
+DEAD_ROUNDS = 4
+PATIENCE = 20
+
+
+def successor(world: World, of: ApId) -> ApId:
+    """Who has the NAT address of an AP now."""
+    (owner,) = world.owners(home(of))
+    return owner
+
+
+def test_every_ap_takes_its_own_address_after_asking_for_it() -> None:
+    world = World()
+    assert [world.owners(home(ap)) for ap in world.ids] == [[AP1], [AP2], [AP3]]
+    assert [world.source(ap) for ap in world.ids] == [home(ap).address for ap in world.ids]
+    assert world.seen(AP1, ProbeAddress) == [ProbeAddress(home(AP1))]
+
+
+def test_a_dead_anchor_is_noticed_after_so_many_rounds_and_not_before() -> None:
+    world = World(takeover=False)
+    world.open(AP1, tcp(1))
+    world.power_off(AP1)
+    world.rounds(DEAD_ROUNDS - 1)
+    assert world.way(AP2, tcp(1)) == AP1
+    world.rounds(1)
+    assert world.way(AP2, tcp(1)) == AP2
+
+
+def test_an_agent_that_is_down_is_no_dead_anchor() -> None:
+    world = World()
+    world.open(AP1, tcp(1))
+    world.give(AP2, PeerDisconnected(AP1, "its agent is down"))
+    world.rounds(100)
+    assert world.way(AP2, tcp(1)) == AP1
+    assert world.owners(home(AP1)) == [AP1]
+
+
+def test_a_successor_continues_the_flows_of_a_dead_anchor() -> None:
+    world = World()
+    world.open(AP1, tcp(1), udp(2))
+    world.power_off(AP1)
+    world.rounds(DEAD_ROUNDS)
+    heir = successor(world, AP1)
+    other = AP3 if heir == AP2 else AP2
+    assert world.flows(heir) == {tcp(1), udp(2)}
+    assert world.way(heir, tcp(1)) == heir
+    assert world.way(other, tcp(1)) == world.way(other, udp(2)) == heir
+
+
+def test_a_flow_that_the_others_did_not_know_goes_to_the_heir_of_its_anchor() -> None:
+    world = World()
+    world.open(AP1, tcp(1))
+    world.power_off(AP1)
+    world.rounds(DEAD_ROUNDS)
+    heir = successor(world, AP1)
+    other = AP3 if heir == AP2 else AP2
+    assert world.installed[other].diverted == {AP1: heir}
+
+
+@pytest.mark.parametrize("named", [AP2, AP3])
+def test_a_named_successor_is_preferred(named: ApId) -> None:
+    world = World(successor=named)
+    world.power_off(AP1)
+    world.rounds(DEAD_ROUNDS)
+    assert successor(world, AP1) == named
+
+
+def test_an_address_that_still_answers_is_left_alone() -> None:
+    world = World()
+    world.open(AP1, tcp(1))
+    for other in (AP2, AP3):
+        world.cut_control(AP1, other)
+        world.unreachable.add(frozenset({AP1, other}))
+    world.rounds(DEAD_ROUNDS + PATIENCE + 30)
+    assert world.owners(home(AP1)) == [AP1]
+    assert world.flows(AP1) == {tcp(1)}
+    # They can't be reached there, nor continued here.
+    assert world.way(AP2, tcp(1)) == AP2
+    world.unreachable.clear()
+    world.rounds(3)
+    for other in (AP2, AP3):
+        world.connect(AP1, other)
+    assert world.way(AP2, tcp(1)) == AP1
+    assert world.owners(home(AP1)) == [AP1]
+
+
+def test_without_a_successor_flows_wait_no_longer_than_they_must() -> None:
+    world = World()
+    world.refuse_adoption = True
+    world.open(AP1, tcp(1))
+    world.power_off(AP1)
+    world.rounds(DEAD_ROUNDS + PATIENCE - 2)
+    assert world.way(AP2, tcp(1)) == AP1
+    world.rounds(3)
+    assert world.way(AP2, tcp(1)) == AP2
+    world.refuse_adoption = False
+    world.rounds(15)
+    assert world.way(AP2, tcp(1)) == successor(world, AP1)
+
+
+def test_clients_that_only_listen_are_roused_when_their_anchor_is_given_up() -> None:
+    world = World(takeover=False)
+    world.give(AP2, ClientSeen(LAN, ANN, Source.FDB, ANN_IP))
+    world.open(AP1, tcp(1), udp(2))
+    world.power_off(AP1)
+    world.rounds(DEAD_ROUNDS)
+    assert world.seen(AP2, PokeClients) == [PokeClients(LAN, (tcp(1),))]
+    assert world.seen(AP3, PokeClients) == []
+
+
+def test_a_udp_flow_of_a_dead_anchor_is_anchored_anew_and_stays() -> None:
+    world = World(takeover=False)
+    world.open(AP1, udp(1))
+    world.power_off(AP1)
+    world.rounds(DEAD_ROUNDS)
+    world.open(AP2, udp(1))
+    assert world.flows(AP2) == {udp(1)}
+    assert world.way(AP3, udp(1)) == AP2
+
+
+def test_a_rebooted_anchor_does_not_steal_its_address_back() -> None:
+    world = World()
+    world.open(AP1, tcp(1))
+    world.power_off(AP1)
+    world.rounds(DEAD_ROUNDS)
+    heir = successor(world, AP1)
+    world.boot(AP1)
+    world.rounds(40)
+    assert successor(world, AP1) == heir
+    assert world.way(AP1, tcp(1)) == heir
+    # Its new flows are translated to the uplink's own address meanwhile.
+    assert world.source(AP1) != home(AP1).address
+    world.open(AP1, tcp(2))
+    assert world.flows(AP1) == {tcp(2)}
+    # The last flow that needs the address ends: it goes home.
+    world.close(heir, tcp(1))
+    world.rounds(15)
+    assert successor(world, AP1) == AP1
+    assert world.source(AP1) == home(AP1).address
+
+
+def test_an_address_comes_home_on_command_with_its_flows() -> None:
+    world = World()
+    world.open(AP1, tcp(1))
+    world.power_off(AP1)
+    world.rounds(DEAD_ROUNDS)
+    heir = successor(world, AP1)
+    world.boot(AP1)
+    world.rounds(5)
+    world.give(AP1, ReclaimRequested())
+    assert successor(world, AP1) == AP1
+    assert world.flows(AP1) == {tcp(1)}
+    assert world.flows(heir) == set()
+    assert world.way(heir, tcp(1)) == AP1
+
+
+def test_a_drain_moves_all_flows_and_new_ones_open_elsewhere() -> None:
+    world = World()
+    world.open(AP1, tcp(1), udp(2))
+    world.give(AP1, DrainRequested(drain=True))
+    heir = successor(world, AP1)
+    assert heir != AP1
+    assert world.flows(AP1) == set()
+    assert world.flows(heir) == {tcp(1), udp(2)}
+    assert world.way(AP1, tcp(1)) == heir
+    assert world.way(AP1, tcp(9)) in (AP2, AP3)
+    world.give(AP1, DrainRequested(drain=False))
+    assert world.way(AP1, tcp(9)) == AP1
+    assert world.way(AP1, tcp(1)) == heir
+
+
+def test_a_drain_without_takeover_waits_for_the_flows_to_end() -> None:
+    world = World(takeover=False)
+    world.open(AP1, tcp(1), udp(2))
+    world.give(AP1, DrainRequested(drain=True))
+    assert world.flows(AP1) == {tcp(1), udp(2)}
+    assert world.way(AP1, tcp(1)) == AP1
+    assert world.way(AP1, tcp(9)) in (AP2, AP3)
+    world.close(AP1, tcp(1), udp(2))
+    assert world.flows(AP1) == set()
+
+
+def test_at_no_moment_of_a_drain_is_a_flow_without_an_anchor_that_knows_it() -> None:
+    world = World()
+    world.open(AP1, tcp(1))
+    install = world._install
+
+    def check(ap: ApId) -> None:
+        install(ap)
+        for serving in world.ids:
+            anchor = world.way(serving, tcp(1))
+            assert tcp(1) in world.flows(anchor) or anchor == AP1
+        assert len(world.owners(home(AP1))) <= 1
+
+    world._install = check  # type: ignore[method-assign]
+    world.give(AP1, DrainRequested(drain=True))
+    assert world.flows(AP1) == set()
+
+
+def test_a_dead_uplink_moves_its_flows_like_a_drain() -> None:
+    world = World()
+    world.open(AP1, tcp(1))
+    world.down[AP1] = "no carrier"
+    world.rounds(10)
+    heir = successor(world, AP1)
+    assert heir != AP1
+    assert world.flows(heir) == {tcp(1)}
+    assert world.way(AP1, tcp(1)) == heir
+    assert world.way(AP1, tcp(9)) in (AP2, AP3)
+
+
+def test_flows_behind_a_dead_uplink_fail_fast_without_takeover() -> None:
+    world = World(takeover=False)
+    world.open(AP1, tcp(1))
+    world.down[AP1] = "no carrier"
+    world.rounds(10)
+    assert world.flows(AP1) == set()
+    assert EndFlows(LAN, (tcp(1),)) in world.effects[AP1]
+    assert world.way(AP1, tcp(9)) in (AP2, AP3)
+    world.down.clear()
+    world.rounds(12)
+    assert world.way(AP1, tcp(9)) == AP1
+
+
+def test_an_uplink_that_flaps_changes_nothing() -> None:
+    world = World()
+    world.open(AP1, tcp(1))
+    for _ in range(5):
+        world.down[AP1] = "no carrier"
+        world.rounds(3)
+        world.down.clear()
+        world.rounds(3)
+    assert world.owners(home(AP1)) == [AP1]
+    assert world.flows(AP1) == {tcp(1)}
+
+
+def test_whoever_was_cut_off_yields_when_it_hears_of_its_successor() -> None:
+    world = World()
+    world.open(AP1, tcp(1))
+    world.down[AP1] = "unplugged"  # its switch has lost power: uplink and backhaul
+    for other in (AP2, AP3):
+        world.cut_control(AP1, other)
+        world.unreachable.add(frozenset({AP1, other}))
+    world.rounds(DEAD_ROUNDS + 5)
+    heir = successor(world, AP1)
+    assert heir != AP1
+    world.unreachable.clear()
+    world.down.clear()
+    world.rounds(20)
+    # It finds the address in use, though it hears nobody yet.
+    assert world.owners(home(AP1)) == [heir]
+    for other in (AP2, AP3):
+        world.connect(AP1, other)
+    assert world.owners(home(AP1)) == [heir]
+    assert world.way(AP1, tcp(1)) == heir
+    assert world.flows(AP1) == set()
+
+
+def test_a_home_yields_to_a_stranger_only_if_it_does_not_hear_everybody() -> None:
+    world = World()
+    world.give(AP1, AddressConflict(home(AP1), FOREIGN_MAC))
+    assert world.owners(home(AP1)) == [AP1]
+    assert world.seen(AP1, DefendAddress) == [DefendAddress(home(AP1))]
+    world.cut_control(AP1, AP2)
+    world.give(AP1, AddressConflict(home(AP1), FOREIGN_MAC))
+    assert world.owners(home(AP1)) == []
+    world.connect(AP1, AP2)
+    world.rounds(15)
+    assert world.owners(home(AP1)) == [AP1]
+
+
+def test_a_restarted_agent_keeps_the_address_that_it_finds_and_its_flows() -> None:
+    world = World()
+    world.open(AP1, tcp(1))
+    world.restart(AP1)
+    assert world.owners(home(AP1)) == [AP1]
+    assert world.flows(AP1) == {tcp(1)}
+    assert world.way(AP2, tcp(1)) == AP1
+    assert world.seen(AP1, ProbeAddress) == [ProbeAddress(home(AP1))]
+
+
+def test_a_restarted_heir_keeps_the_address_of_another_one() -> None:
+    world = World(successor=AP2)
+    world.open(AP1, tcp(1))
+    world.power_off(AP1)
+    world.rounds(DEAD_ROUNDS)
+    world.restart(AP2)
+    world.rounds(PATIENCE)
+    assert world.owners(home(AP1)) == [AP2]
+    assert world.way(AP3, tcp(1)) == AP2
+
+
+def test_an_agent_that_was_restarted_while_it_was_succeeded_yields() -> None:
+    world = World(successor=AP2)
+    world.open(AP1, tcp(1))
+    world.down[AP1] = "unplugged"
+    for other in (AP2, AP3):
+        world.cut_control(AP1, other)
+        world.unreachable.add(frozenset({AP1, other}))
+    world.rounds(3)
+    left = world.engines[AP1].wanted()[LAN]
+    world.rounds(DEAD_ROUNDS)
+    world.installed[AP1] = left
+    assert left.addresses
+    world.down.clear()
+    world.unreachable.clear()
+    world.restart(AP1)
+    assert world.owners(home(AP1)) == [AP2]
+    assert world.way(AP1, tcp(1)) == AP2
+
+
+def test_what_happens_is_told() -> None:
+    world = World()
+    world.power_off(AP1)
+    world.rounds(DEAD_ROUNDS)
+    heir = successor(world, AP1)
+    notes = [n for n in world.effects[heir] if isinstance(n, NoteAnchor)]
+    assert [n.state for n in notes][-2:] == ["dead", "holds"]
