@@ -25,14 +25,13 @@ from apagent.core.events import (
 )
 from apagent.core.model import Mac, NetworkName
 from apagent.errors import EventsLost, KernelFault
-from apagent.kernel.port import ClientMonitor, DataPath, FlowMonitor
+from apagent.kernel.port import ClientMonitor, DataPath, FlowMonitor, StateMonitor
 from apagent.reconcile import Reconciler
 from apagent.shell import Shell
+from apagent.upkeep import Clockwork, Upkeep
 
 log = logging.getLogger(__name__)
 
-REPAIR_INTERVAL_S = 1.0
-"""How often a kernel that refuses the desired state is tried again."""
 COLLECT_INTERVAL_S = 1.0
 """How often the kernel is made to end expired flows, so that their sessions end everywhere."""
 COLLECT_SHARE = 0.02
@@ -50,6 +49,7 @@ class Agent:
         kernel: DataPath,
         flows: FlowMonitor,
         clients: ClientMonitor,
+        monitor: StateMonitor,
     ) -> None:
         self._engine = engine
         self._shell = shell
@@ -57,6 +57,13 @@ class Agent:
         self._kernel = kernel
         self._flows = flows
         self._clients = clients
+        self.upkeep = Upkeep(
+            reconciler,
+            monitor,
+            self._find_interfaces,
+            self._peer_sessions,
+            Clockwork.of(asyncio.get_running_loop()),
+        )
         # The kernel walks its whole table within the call; no roam should wait those 10 ms.
         self._collector = ThreadPoolExecutor(1, "conntrack collector")
         self._next_collection: asyncio.TimerHandle | None = None
@@ -84,7 +91,8 @@ class Agent:
         loop.add_reader(self._flows.fileno(), self._guarded, self._read_flows)
         loop.add_reader(self._clients.fileno(), self._guarded, self._read_clients)
         loop.call_later(sync_timeout_s, self._shell.emit, SyncTimedOut())
-        loop.call_later(REPAIR_INTERVAL_S, self._repair)
+        loop.add_reader(self.upkeep.fileno(), self._guarded, self.upkeep.read)
+        self.upkeep.start()
         self._next_collection = loop.call_later(COLLECT_INTERVAL_S, self._collect_expired)
 
     def close(self) -> None:
@@ -92,9 +100,11 @@ class Agent:
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._flows.fileno())
         loop.remove_reader(self._clients.fileno())
+        loop.remove_reader(self.upkeep.fileno())
         if self._next_collection is not None:
             self._next_collection.cancel()
         self._collector.shutdown()
+        self.upkeep.close()
         self._flows.close()
         self._clients.close()
         self._kernel.close()
@@ -123,14 +133,19 @@ class Agent:
         for event in events:
             self._shell.emit(event)
 
+    def _find_interfaces(self) -> None:
+        if self._clients.find_interfaces():
+            log.info("a client interface is there anew; looking for its clients")
+            for event in self._clients.dump():
+                self._shell.emit(event)
+
+    def _peer_sessions(self) -> int:
+        tables = (table for each in self._engine.sessions.values() for table in each.all())
+        return sum(len(sessions) for ap, sessions in tables if ap != self._engine.me)
+
     def _note_loss(self, what: str, lost: EventsLost) -> None:
         self.resyncs += 1
         log.warning("%s events were lost (%s); reading the whole table again", what, lost)
-
-    def _repair(self) -> None:
-        if self._reconciler.fault is not None and self._reconciler.repair():
-            log.info("the kernel's state is mended")
-        asyncio.get_running_loop().call_later(REPAIR_INTERVAL_S, self._repair)
 
     def _collect_expired(self) -> None:
         loop = asyncio.get_running_loop()

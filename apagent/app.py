@@ -54,7 +54,7 @@ async def run(config: Config) -> None:
     log.info("apagent %s starts as %s", __version__, config.ap)
     kernel = LinuxDataPath()
     domain = find_domain(config, kernel)
-    sysctls = kernel.prepare(domain)
+    sysctls = kernel.prepare(domain).sysctls
     for line in sysctls:
         log.info("changed sysctl %s", line)
 
@@ -72,6 +72,7 @@ async def run(config: Config) -> None:
         kernel,
         flows,
         LinuxClientMonitor(domain),
+        kernel.watch(),
     )
     subscriptions = [
         PeerSubscription(config.ap, peer.id, peer.address, domain.networks, shell.emit)

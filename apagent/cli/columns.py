@@ -70,6 +70,7 @@ def status_rows(status: pb.Status) -> list[tuple[str, object]]:
         ("leaked packets", f"{status.leaked_packets} (dropped)"),
         ("reset packets", status.reset_packets),
         ("conntrack resyncs", status.resyncs),
+        ("kernel repairs", status.repairs),
     ]
     rows += [("network", _network(network)) for network in status.networks]
     rows += [("sysctl changed", sysctl) for sysctl in status.sysctls]

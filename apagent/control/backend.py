@@ -92,6 +92,7 @@ class EngineBackend:
             leaked_packets=counters.leaked,
             reset_packets=counters.reset,
             resyncs=self._agent.resyncs,
+            repairs=self._reconciler.repairs,
             networks=tuple(_network_view(network) for network in domain.networks),
             sysctls=self._sysctls,
             tunnel_address=str(domain.me.tunnel_address),
@@ -173,6 +174,7 @@ class EngineBackend:
     def _degraded(self) -> Iterator[str]:
         if self._reconciler.fault is not None:
             yield f"the kernel refuses the desired state: {self._reconciler.fault}"
+        yield from self._agent.upkeep.degraded
         for subscription in self._subscriptions:
             if self._engine.peers[subscription.peer] is not PeerState.IN_SYNC:
                 reason = subscription.reason or "it has not answered yet"

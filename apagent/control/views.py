@@ -41,6 +41,7 @@ class StatusView:
     networks: tuple[NetworkView, ...]
     sysctls: tuple[str, ...]
     tunnel_address: str
+    repairs: int
 
 
 @dataclass(frozen=True, slots=True)

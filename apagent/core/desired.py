@@ -83,12 +83,18 @@ class NetworkDelta:
         return any(getattr(self, part) for part in self.__slots__)
 
 
-def wanted(sessions: SessionTables, clients: ClientTable, anchors: AnchorState) -> NetworkState:
-    """What the kernel should hold for a network."""
+def wanted(
+    sessions: SessionTables,
+    clients: ClientTable,
+    anchors: AnchorState,
+    *,
+    session_maps: bool = True,
+) -> NetworkState:
+    """What the kernel should hold for a network; flows and sockets only with `session_maps`."""
     places = clients.places()
     return NetworkState(
-        flows=sessions.desired_flows(),
-        sockets=sessions.desired_sockets(),
+        flows=sessions.desired_flows() if session_maps else {},
+        sockets=sessions.desired_sockets() if session_maps else {},
         known={a: mac for a, place in places.items() if (mac := _known(place)) is not None},
         routes={address: place.ap for address, place in places.items() if place.ap is not None},
         neighbours={a: place.mac for a, place in places.items() if place.mac is not None},

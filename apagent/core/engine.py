@@ -141,11 +141,12 @@ class Engine:
         }
         return {name: delta for name, delta in deltas.items() if delta}
 
-    def wanted(self) -> dict[NetworkName, NetworkState]:
-        """What the kernel should hold, by network."""
+    def wanted(self, *, session_maps: bool = True) -> dict[NetworkName, NetworkState]:
+        """What the kernel should hold, by network; flows and sockets only with `session_maps`."""
+        anchoring = self.anchoring.states
         return {
-            name: wanted(self.sessions[name], self.clients[name], self.anchoring.states[name])
-            for name in self.sessions
+            name: wanted(tables, self.clients[name], anchoring[name], session_maps=session_maps)
+            for name, tables in self.sessions.items()
         }
 
     def snapshot(self) -> tuple[Mapping[NetworkName, Sessions], list[Claim]]:

@@ -82,6 +82,10 @@ class LinuxClientMonitor:
             seen for ifindex, network in self._interfaces for seen in self._dump(ifindex, network)
         ]
 
+    def find_interfaces(self) -> bool:
+        """Look for the client interfaces again; whether one was made anew since the last look."""
+        return self._interfaces.refresh()
+
     def close(self) -> None:
         """Close the sockets."""
         self._epoll.close()

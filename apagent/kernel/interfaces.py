@@ -18,12 +18,17 @@ class ClientInterfaces:
         self._by_index: dict[int, Network] = {}
         self.refresh()
 
-    def refresh(self) -> None:
-        """Look the indexes up again: an interface that was made anew has another one."""
-        self._by_index.clear()
+    def refresh(self) -> bool:
+        """Look the indexes up again; whether an interface has been made (anew) since the last time.
+
+        One that was made anew has another index.
+        """
+        before = self._by_index
+        self._by_index = {}
         for network in self._networks:
             with contextlib.suppress(OSError):
                 self._by_index[socket.if_nametoindex(network.client_interface)] = network
+        return not self._by_index.keys() <= before.keys()
 
     def __iter__(self) -> Iterator[tuple[int, Network]]:
         return iter(self._by_index.items())

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import socket
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address
 
 from apagent.core.domain import Domain, Network
 from apagent.core.model import ApId, Mac, NetworkName
-from apagent.kernel import neighbours, routing, rules, sysctl, tunnel
+from apagent.kernel import neighbours, routing, rules, surroundings, sysctl, tunnel
 from apagent.kernel.arp import ArpAnnouncer
 from apagent.kernel.needs import missing_needs
 from apagent.kernel.nft import NftTable
-from apagent.kernel.port import Counters, NetworkDelta, NetworkState
+from apagent.kernel.port import Counters, NetworkDelta, NetworkState, Prepared
+from apagent.kernel.state_monitor import LinuxStateMonitor
 from apagent.kernel.wire import Message, Netlink
 
 _NETLINK_ROUTE = 0
@@ -40,23 +43,24 @@ class LinuxDataPath:
         """The anchors' numbers that an earlier run left in our nftables table."""
         return self._nft.anchor_numbers(table)
 
-    def prepare(self, domain: Domain) -> list[str]:
+    def prepare(self, domain: Domain) -> Prepared:
         """Make the static part what `domain` says, and adopt what is already right.
 
-        Returns the sysctls that were changed outside our own devices. Raises KernelFault.
+        Raises KernelFault.
         """
         # First of all the table, because it belongs to one agent: a second one ends here.
-        self._nft.prepare(domain)
-        tunnel.prepare_tunnels(self._netlink, domain)
-        routing.prepare_routes(self._netlink, domain)
-        rules.prepare_rules(self._netlink, domain)
+        changed, fresh = self._nft.prepare(domain)
+        with self._netlink.noting(changed):
+            tunnel.prepare_tunnels(self._netlink, domain)
+            routing.prepare_routes(self._netlink, domain)
+            rules.prepare_rules(self._netlink, domain)
         self._prepared = domain
-        return _prepare_sysctls(domain)
+        return Prepared(_prepare_sysctls(domain), changed, fresh)
 
-    def read(self) -> dict[NetworkName, NetworkState]:
+    def read(self, *, session_maps: bool = True) -> dict[NetworkName, NetworkState]:
         """Read the dynamic state back. Raises KernelFault."""
         domain = self._domain
-        states = self._nft.read(domain)
+        states = self._nft.read(domain, session_maps=session_maps)
         host_routes = routing.read_host_routes(self._netlink, domain)
         for network in domain.networks:
             state = states.setdefault(network.name, NetworkState())
@@ -68,10 +72,12 @@ class LinuxDataPath:
         """Install the changes: neighbours and routes in one batch, then sets and maps.
 
         A new neighbour entry comes before the routes and an old one goes after them, so that no
-        packet in between makes the kernel ask for the client by ARP. Raises KernelFault.
+        packet in between makes the kernel ask for the client by ARP. What one of the two refuses
+        doesn't keep the other from its part. Raises KernelFault.
         """
-        self._netlink.request(self._rtnetlink_batch(deltas), ignore=_GONE)
-        self._nft.apply(self._domain, deltas)
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._nft.apply, self._domain, deltas)
+            self._netlink.request(self._rtnetlink_batch(deltas), ignore=_GONE)
 
     def release_hold(self) -> None:
         """We are in sync: stop holding back what could belong to a peer's flow."""
@@ -106,18 +112,18 @@ class LinuxDataPath:
         return self._nft.counters()
 
     def warnings(self) -> list[str]:
-        """What of others on this machine keeps roams from working, with what to do."""
-        found = [
-            f"nftables flowtable {name} lets flows bypass us, so that they die when their client "
-            "roams: turn flow offload off (on OpenWrt: flow_offloading in /etc/config/firewall)"
-            for name in self._nft.flowtables()
+        """What of others on this machine keeps us from our work, with what to do."""
+        domain = self._prepared
+        return [
+            *surroundings.flow_offload(self._nft.flowtables()),
+            *surroundings.conntrack(),
+            *(surroundings.interfaces(self._netlink, domain) if domain else ()),
         ]
-        if sysctl.read(sysctl.TCP_LOOSE) == 0:
-            found.append(
-                "net.netfilter.nf_conntrack_tcp_loose is 0: connections that no AP knows any more "
-                "hang instead of being reset; set it to 1"
-            )
-        return found
+
+    def watch(self) -> LinuxStateMonitor:
+        """Begin to notice what others change of ours. Raises KernelFault."""
+        table_port = None if self._nft.is_owned else self._nft.port
+        return LinuxStateMonitor(self._domain, self._netlink.port, table_port)
 
     def remove(self, domain: Domain) -> list[str]:
         """Remove everything that is ours and nothing else; a line each.
@@ -174,7 +180,10 @@ def _prepare_sysctls(domain: Domain) -> list[str]:
       delay and looks again then, so that it doesn't answer for a client that has just come back.
     """
     changed = [sysctl.ensure(sysctl.CONNTRACK_EVENTS, _ALWAYS)]
+    present = {name for _, name in socket.if_nameindex()}
     for network in domain.networks:
+        if network.client_interface not in present:
+            continue
         if not network.isolate_clients:
             proxy_arp = sysctl.interface(network.client_interface, "proxy_arp")
             delay = sysctl.neighbour(network.client_interface, "proxy_delay")

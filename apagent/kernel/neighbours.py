@@ -6,12 +6,12 @@ Our entries are permanent and carry our protocol number, by which they are told 
 from __future__ import annotations
 
 import errno
+import socket
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address
 
 from apagent.core.domain import Domain, Network
 from apagent.core.model import Mac
-from apagent.errors import KernelFault
 from apagent.kernel.port import Change
 from apagent.kernel.rtnetlink import (
     AF_INET,
@@ -21,7 +21,6 @@ from apagent.kernel.rtnetlink import (
     Neighbour,
     bridge_entries,
     delete_neighbour,
-    interface_index,
     mac_bytes,
     neighbours,
     set_neighbour,
@@ -30,7 +29,10 @@ from apagent.kernel.wire import Message, Netlink
 
 
 def read_clients(netlink: Netlink, domain: Domain, network: Network) -> dict[IPv4Address, Mac]:
-    """The permanent entries that we installed on the client interface. Raises KernelFault."""
+    """The permanent entries that we installed on the client interface; none without one.
+
+    Raises KernelFault.
+    """
     return {
         IPv4Address(entry.address): entry.mac
         for entry in _own_entries(netlink, domain, network)
@@ -42,12 +44,7 @@ def remove_clients(netlink: Netlink, domain: Domain) -> list[str]:
     """Remove the entries that we installed on any client interface. Raises KernelFault."""
     removed: list[str] = []
     for network in domain.networks:
-        try:
-            entries = _own_entries(netlink, domain, network)
-        except KernelFault as fault:
-            if fault.errno != errno.ENODEV:
-                raise
-            continue
+        entries = _own_entries(netlink, domain, network)
         names = [
             f"neighbour {IPv4Address(e.address)} on {network.client_interface}" for e in entries
         ]
@@ -62,10 +59,10 @@ def remove_clients(netlink: Netlink, domain: Domain) -> list[str]:
 def client_messages(
     domain: Domain, network: Network, changes: Mapping[IPv4Address, Change[Mac]]
 ) -> tuple[list[Message], list[Message]]:
-    """What installs the new entries, and what deletes the old ones."""
-    if not changes:
+    """What installs the new entries, and what deletes the old ones; nothing without interface."""
+    ifindex = _client_index(network) if changes else None
+    if ifindex is None:
         return [], []
-    ifindex = _client_index(network)
     install: list[Message] = []
     delete: list[Message] = []
     for address, change in changes.items():
@@ -86,6 +83,8 @@ def forget(netlink: Netlink, network: Network, macs: Iterable[Mac]) -> None:
     """
     gone = {mac_bytes(mac) for mac in macs}
     ifindex = _client_index(network)
+    if ifindex is None:
+        return
     learned = [
         entry._replace(flags=NTF_MASTER)
         for entry in bridge_entries(netlink, ifindex)
@@ -106,12 +105,17 @@ def forget(netlink: Netlink, network: Network, macs: Iterable[Mac]) -> None:
 
 
 def _own_entries(netlink: Netlink, domain: Domain, network: Network) -> list[Neighbour]:
+    ifindex = _client_index(network)
     return [
         entry
-        for entry in neighbours(netlink, _client_index(network))
+        for entry in (() if ifindex is None else neighbours(netlink, ifindex))
         if entry.state & NUD_PERMANENT and entry.protocol == domain.route_protocol
     ]
 
 
-def _client_index(network: Network) -> int:
-    return interface_index(network.client_interface, f"client interface of network {network.name}")
+def _client_index(network: Network) -> int | None:
+    """None: the interface is gone, and with it all its entries; it may come back."""
+    try:
+        return socket.if_nametoindex(network.client_interface)
+    except OSError:
+        return None

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from enum import Flag, auto
 from ipaddress import IPv4Address
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from apagent.core.desired import Change, NetworkDelta, NetworkState
 from apagent.core.domain import Domain
@@ -26,12 +27,40 @@ __all__ = [
     "ClientMonitor",
     "Counters",
     "DataPath",
+    "Doubt",
     "FlowMonitor",
     "NetworkDelta",
     "NetworkState",
+    "Prepared",
+    "StateMonitor",
     "TunnelProber",
     "UplinkProber",
 ]
+
+
+class Doubt(Flag):
+    """What others may have changed since the last look."""
+
+    ROUTING = auto()
+    """Tunnel devices, their addresses and entries, routes, policy rules, client neighbours."""
+    TABLE = auto()
+    """Our nftables table, session maps included."""
+    INTERFACES = auto()
+    """A client interface, uplink or tunnel device came, went or changed."""
+
+
+EVERY_DOUBT = Doubt.ROUTING | Doubt.TABLE | Doubt.INTERFACES
+
+
+class Prepared(NamedTuple):
+    """What `DataPath.prepare` changed, a line each."""
+
+    sysctls: list[str]
+    """Outside our own objects, "name: old -> new"."""
+    objects: list[str]
+    """Of our own: made, changed or removed. Empty: all was right."""
+    fresh: bool
+    """Our table was made anew, and holds back what could belong to a peer's flow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,21 +86,26 @@ class DataPath(Protocol):
     def anchor_numbers(self, table: str) -> dict[ApId, int]:
         """The anchors' numbers that an earlier run left in our nftables table; empty: no table."""
 
-    def prepare(self, domain: Domain) -> list[str]:
+    def prepare(self, domain: Domain) -> Prepared:
         """Make the static part what `domain` says, and adopt what is already right.
 
         Idempotent. What an earlier run left and is still right is not touched, so nothing that is
-        forwarded stops. Returns what was changed outside our own objects (sysctls), a line each.
-        Raises KernelFault.
+        forwarded stops. What belongs to a client interface that doesn't exist (any more) is left
+        for later; `warnings` names it. Raises KernelFault.
         """
 
-    def read(self) -> dict[NetworkName, NetworkState]:
-        """Read the dynamic state back. `prepare` comes first. Raises KernelFault."""
+    def read(self, *, session_maps: bool = True) -> dict[NetworkName, NetworkState]:
+        """Read the dynamic state back. `prepare` comes first. Raises KernelFault.
+
+        Without `session_maps` flows and sockets stay empty: they may be a million, the rest is
+        read in milliseconds.
+        """
 
     def apply(self, deltas: Mapping[NetworkName, NetworkDelta]) -> None:
         """Install the changes: neighbours and routes first, then sets and maps in transactions.
 
-        Raises KernelFault; then any part of the changes may be installed: `read` tells.
+        Neighbours on a client interface that doesn't exist are passed over. Raises KernelFault;
+        then any part of the changes may be installed: `read` tells.
         """
 
     def release_hold(self) -> None:
@@ -109,10 +143,13 @@ class DataPath(Protocol):
         """Read our counters. Raises KernelFault."""
 
     def warnings(self) -> list[str]:
-        """What of others on this machine keeps roams from working; a sentence each with what to do.
+        """What of others on this machine keeps us from our work; a sentence each with what to do.
 
         Raises KernelFault.
         """
+
+    def watch(self) -> StateMonitor:
+        """Begin to notice what others change of ours. `prepare` comes first. Raises KernelFault."""
 
     def remove(self, domain: Domain) -> list[str]:
         """Remove everything that is ours and nothing else; returns what was removed, a line each.
@@ -122,6 +159,25 @@ class DataPath(Protocol):
 
     def close(self) -> None:
         """Close the sockets; what is installed stays."""
+
+
+class StateMonitor(Protocol):
+    """What others change of our kernel state, or of what it rests on.
+
+    Our own changes are no news, and cost nothing. A doubt isn't proof: `DataPath.read` tells.
+    """
+
+    def fileno(self) -> int:
+        """Readable when events are waiting."""
+
+    def read(self) -> Doubt:
+        """What the waiting events give reason to doubt; never blocks.
+
+        Raises EventsLost after an overflow: then everything is in doubt.
+        """
+
+    def close(self) -> None:
+        """Close the sockets."""
 
 
 class FlowMonitor(Protocol):
@@ -166,6 +222,12 @@ class ClientMonitor(Protocol):
 
     def dump(self) -> list[ClientSeen]:
         """What FDB and neighbour table say now. Raises KernelFault."""
+
+    def find_interfaces(self) -> bool:
+        """Look for the client interfaces again; whether one was made anew since the last look.
+
+        Then what happened on it in between was missed: `dump` is the way back.
+        """
 
     def close(self) -> None:
         """Close the sockets."""

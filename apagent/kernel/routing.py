@@ -6,7 +6,8 @@ AP serves. They all carry our protocol number and lie in our tables; main is nev
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import socket
+from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Address
 
 from apagent.core.domain import Ap, Domain, Network
@@ -27,13 +28,13 @@ def prepare_routes(netlink: Netlink, domain: Domain) -> None:
     """
     wanted = {
         _anchor_route(domain, network, peer) for network in domain.networks for peer in domain.peers
-    } | {_connected_route(domain, network) for network in domain.networks if network.zone}
+    } | set(_connected_routes(domain))
     present = set(_own_routes(netlink, domain))
     netlink.request(set_route(route, f"default route {route}") for route in wanted - present)
     keys = {(route.table, route.destination, route.length) for route in wanted}
     hosts = _HostRoutes(domain)
     netlink.request(
-        delete_route(route, f"stale route {route}")
+        delete_route(route, f"removing stale route {route}")
         for route in present
         if (route.table, route.destination, route.length) not in keys
         and hosts.serving(route) is None
@@ -104,17 +105,19 @@ def _anchor_route(domain: Domain, network: Network, peer: Ap) -> Route:
     )
 
 
-def _connected_route(domain: Domain, network: Network) -> Route:
-    """The prefix of a network with a zone: main can't know on which interface it is meant."""
-    what = f"client interface of network {network.name}"
-    return Route(
-        domain.host_table(network),
-        network.prefix.network_address,
-        network.prefix.prefixlen,
-        _ANYWHERE,
-        interface_index(network.client_interface, what),
-        domain.route_protocol,
-    )
+def _connected_routes(domain: Domain) -> Iterator[Route]:
+    """The prefixes of networks with a zone: main can't know on which interface each is meant."""
+    present = {name: index for index, name in socket.if_nameindex()}
+    for network in domain.networks:
+        if network.zone and network.client_interface in present:
+            yield Route(
+                domain.host_table(network),
+                network.prefix.network_address,
+                network.prefix.prefixlen,
+                _ANYWHERE,
+                present[network.client_interface],
+                domain.route_protocol,
+            )
 
 
 def _device_index(domain: Domain, network: Network) -> int:

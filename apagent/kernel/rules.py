@@ -133,13 +133,14 @@ def _own_rules(netlink: Netlink, domain: Domain) -> list[Rule]:
     priorities = (domain.rule_priority, domain.rule_priority + 1)
     return [
         rule
-        for rule in map(_parse, answer)
+        for rule in map(parse_rule, answer)
         if rule.protocol == domain.route_protocol
         and (rule.priority in priorities or rule.table in domain.route_tables)
     ]
 
 
-def _parse(body: bytes) -> Rule:
+def parse_rule(body: bytes) -> Rule:
+    """Read an RTM_NEWRULE message."""
     _, length, _, _, table, _, _, _, _ = _FIB_RULE_HDR.unpack_from(body)
     found = dict(attributes(body, _FIB_RULE_HDR.size))
 
@@ -163,7 +164,7 @@ def _add(rule: Rule) -> Message:
 
 
 def _delete(rule: Rule) -> Message:
-    return Message(RTM_DELRULE, 0, _encode(rule), f"policy rule {rule}")
+    return Message(RTM_DELRULE, 0, _encode(rule), f"removing policy rule {rule}")
 
 
 def _encode(rule: Rule) -> bytes:

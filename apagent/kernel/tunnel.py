@@ -121,7 +121,7 @@ def _replace(
     netlink.request(set_neighbour(entry, f"{what} {entry.mac}") for entry in wanted - present)
     keys = {_key(entry) for entry in wanted}
     netlink.request(
-        delete_neighbour(entry, f"{what} {entry.mac}")
+        delete_neighbour(entry, f"removing {what} {entry.mac}")
         for entry in present
         if _key(entry) not in keys
     )

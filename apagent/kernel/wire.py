@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from apagent.errors import EventsLost, KernelFault
+from apagent.kernel import packet_filter
 
 NLM_F_REQUEST = 0x1
 NLM_F_ACK = 0x4
@@ -75,11 +76,19 @@ class Netlink:
     """A netlink socket in the current network namespace.
 
     `groups` are multicast groups to join; `buffer` is the wanted receive buffer in bytes (the
-    kernel may grant less without CAP_NET_ADMIN in the initial user namespace).
+    kernel may grant less without CAP_NET_ADMIN in the initial user namespace); `program` is a
+    filter (apagent.kernel.packet_filter) for what comes in.
     """
 
-    def __init__(self, family: int, groups: Sequence[int] = (), buffer: int = 1 << 20) -> None:
+    def __init__(
+        self,
+        family: int,
+        groups: Sequence[int] = (),
+        buffer: int = 1 << 20,
+        program: bytes = b"",
+    ) -> None:
         self._sequence = int.from_bytes(os.urandom(3), "big")
+        self._notes: list[str] | None = None
         try:
             self._socket = socket.socket(
                 socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family
@@ -87,6 +96,8 @@ class Netlink:
         except OSError as error:
             raise _fault(f"netlink family {family}", error) from None
         try:
+            if program:
+                packet_filter.attach(self._socket, program)
             self._set_up(groups, buffer)
         except OSError as error:
             self._socket.close()
@@ -112,6 +123,21 @@ class Netlink:
         """The receive buffer that the kernel granted, in bytes."""
         return self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
 
+    @property
+    def port(self) -> int:
+        """Our port id (netlink(7)): what we change is announced to others, and to us, with it."""
+        port: int = self._socket.getsockname()[0]
+        return port
+
+    @contextlib.contextmanager
+    def noting(self, notes: list[str]) -> Iterator[None]:
+        """Add to `notes` what is changed within the block, by `Message.what`."""
+        self._notes = notes
+        try:
+            yield
+        finally:
+            self._notes = None
+
     def fileno(self) -> int:
         """For an event loop."""
         return self._socket.fileno()
@@ -126,13 +152,14 @@ class Netlink:
         Every message is tried, also after one has failed (rtnetlink has no transactions). Raises
         KernelFault for the first failure whose errno is not in `ignore`.
         """
-        rest = list(messages)
+        rest = sent = list(messages)
         fault: KernelFault | None = None
         while rest:
             chunk, rest = rest[:_REQUESTS_A_CALL], rest[_REQUESTS_A_CALL:]
             fault = self._request_chunk(chunk, ignore) or fault
         if fault is not None:
             raise fault
+        self._note(sent)
 
     def _request_chunk(
         self, messages: Sequence[Message], ignore: frozenset[int]
@@ -171,6 +198,7 @@ class Netlink:
         self._drain()
         if fault is not None:
             raise fault
+        self._note(messages)
 
     def dump(self, message: Message) -> Iterator[bytes]:
         """Ask for a dump (or a single object) and yield the body of each message of the answer.
@@ -246,6 +274,10 @@ class Netlink:
         first = self._sequence - len(after) - len(messages) + 1
         self._send(data)
         return dict(enumerate(messages, first))
+
+    def _note(self, messages: Sequence[Message]) -> None:
+        if self._notes is not None:
+            self._notes += (message.what for message in messages)
 
     def _pack(self, messages: Sequence[Message]) -> bytes:
         """`messages` on the wire; the last one's sequence number is `_sequence`."""

@@ -11,7 +11,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Status(_message.Message):
-    __slots__ = ("ap", "version", "in_sync", "degraded", "uptime_s", "own_sessions", "peer_sessions", "clients_here", "clients_elsewhere", "clock", "tunnel_mtu", "tcp_mss", "leaked_packets", "reset_packets", "resyncs", "networks", "sysctls", "tunnel_address")
+    __slots__ = ("ap", "version", "in_sync", "degraded", "uptime_s", "own_sessions", "peer_sessions", "clients_here", "clients_elsewhere", "clock", "tunnel_mtu", "tcp_mss", "leaked_packets", "reset_packets", "resyncs", "networks", "sysctls", "tunnel_address", "repairs")
     AP_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     IN_SYNC_FIELD_NUMBER: _ClassVar[int]
@@ -30,6 +30,7 @@ class Status(_message.Message):
     NETWORKS_FIELD_NUMBER: _ClassVar[int]
     SYSCTLS_FIELD_NUMBER: _ClassVar[int]
     TUNNEL_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    REPAIRS_FIELD_NUMBER: _ClassVar[int]
     ap: str
     version: str
     in_sync: bool
@@ -48,7 +49,8 @@ class Status(_message.Message):
     networks: _containers.RepeatedCompositeFieldContainer[NetworkStatus]
     sysctls: _containers.RepeatedScalarFieldContainer[str]
     tunnel_address: str
-    def __init__(self, ap: _Optional[str] = ..., version: _Optional[str] = ..., in_sync: _Optional[bool] = ..., degraded: _Optional[_Iterable[str]] = ..., uptime_s: _Optional[float] = ..., own_sessions: _Optional[int] = ..., peer_sessions: _Optional[int] = ..., clients_here: _Optional[int] = ..., clients_elsewhere: _Optional[int] = ..., clock: _Optional[int] = ..., tunnel_mtu: _Optional[int] = ..., tcp_mss: _Optional[int] = ..., leaked_packets: _Optional[int] = ..., reset_packets: _Optional[int] = ..., resyncs: _Optional[int] = ..., networks: _Optional[_Iterable[_Union[NetworkStatus, _Mapping]]] = ..., sysctls: _Optional[_Iterable[str]] = ..., tunnel_address: _Optional[str] = ...) -> None: ...
+    repairs: int
+    def __init__(self, ap: _Optional[str] = ..., version: _Optional[str] = ..., in_sync: _Optional[bool] = ..., degraded: _Optional[_Iterable[str]] = ..., uptime_s: _Optional[float] = ..., own_sessions: _Optional[int] = ..., peer_sessions: _Optional[int] = ..., clients_here: _Optional[int] = ..., clients_elsewhere: _Optional[int] = ..., clock: _Optional[int] = ..., tunnel_mtu: _Optional[int] = ..., tcp_mss: _Optional[int] = ..., leaked_packets: _Optional[int] = ..., reset_packets: _Optional[int] = ..., resyncs: _Optional[int] = ..., networks: _Optional[_Iterable[_Union[NetworkStatus, _Mapping]]] = ..., sysctls: _Optional[_Iterable[str]] = ..., tunnel_address: _Optional[str] = ..., repairs: _Optional[int] = ...) -> None: ...
 
 class NetworkStatus(_message.Message):
     __slots__ = ("name", "client_interface", "prefix", "gateway", "vni", "uplink", "nat")

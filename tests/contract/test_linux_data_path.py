@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from apagent.errors import KernelFault
+from apagent.kernel import sysctl
 from apagent.kernel.linux import LinuxDataPath
 from apagent.kernel.needs import underlay_mtu
 from apagent.kernel.port import Change, NetworkDelta
 from tests.contract.conftest import AccessPoint, run
-from tests.contract.test_data_path import arrivals
+from tests.contract.test_data_path import arrivals, arrived
 from tests.domains import ANN, ANN_IP, AP2, BEN, BEN_IP, LAN, domain, lan
 
 pytestmark = pytest.mark.netns
@@ -54,7 +55,7 @@ def test_preparing_twice_touches_nothing(path: LinuxDataPath, access_point: Acce
     path.release_hold()
     path.apply({LAN: arrivals()})
     before = access_point.snapshot()
-    assert path.prepare(DOMAIN) == []
+    assert path.prepare(DOMAIN) == ([], [], False)
     assert access_point.snapshot() == before
 
 
@@ -162,23 +163,72 @@ def test_a_foreign_device_with_our_vni(path: LinuxDataPath) -> None:
         path.prepare(DOMAIN)
 
 
-def test_a_missing_client_interface_is_named(path: LinuxDataPath) -> None:
-    path.prepare(DOMAIN)
+def test_the_client_interface_goes_and_comes_back(path: LinuxDataPath) -> None:
+    zoned = replace(DOMAIN, networks=(replace(lan(), zone=7),))
+    path.prepare(zoned)
+    assert path.warnings() == []
     run("ip", "link", "del", "br-lan")
-    with pytest.raises(KernelFault, match=r"client interface of network lan.*br-lan"):
-        path.apply({LAN: NetworkDelta(neighbours={ANN_IP: Change(None, ANN)})})
-    assert path.remove(DOMAIN)
+    path.apply({LAN: arrivals()})
+    assert path.prepare(zoned) == ([], [], False)
+    without = replace(arrived(), neighbours={})
+    assert path.read()[LAN] == without
+    [warning] = path.warnings()
+    assert warning.startswith("interface br-lan is gone (networks[0].client_interface)")
+    run("ip", "-batch", "-", stdin="link add br-lan type bridge\nlink set br-lan up")
+    [warning] = path.warnings()
+    assert warning.startswith("br-lan has lost the gateway's address 10.77.0.1")
+    run("ip", "address", "add", "10.77.0.1/16", "dev", "br-lan")
+    prepared = path.prepare(zoned)
+    assert "net.ipv4.conf.br-lan.proxy_arp: 0 -> 1" in prepared.sysctls
+    assert len(prepared.objects) == 1
+    path.apply({LAN: NetworkDelta(neighbours={ANN_IP: Change(None, ANN)})})
+    assert path.read()[LAN] == arrived()
+    assert path.warnings() == []
+    assert "10.77.0.0/16 dev br-lan" in run("ip", "route", "show", "table", "77000")
+
+
+def test_other_interfaces_and_addresses_that_are_missing(path: LinuxDataPath) -> None:
+    path.prepare(DOMAIN)
+    run("ip", "link", "set", "wan", "down")
+    run("ip", "address", "flush", "dev", "underlay")
+    down, lost = path.warnings()
+    assert down == "interface wan is down (networks[0].uplink): set it up"
+    assert lost.startswith("no interface has the address 10.99.0.1 (tunnel.underlay)")
+    run("ip", "link", "del", "wan")
+    assert path.warnings()[0].startswith("interface wan is gone (networks[0].uplink)")
+
+
+def test_a_full_conntrack_table_is_said(
+    path: LinuxDataPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tmp_path / "net/netfilter"
+    settings.mkdir(parents=True)
+    monkeypatch.setattr(sysctl, "_ROOT", tmp_path)
+    for name, value in (("tcp_loose", 1), ("count", 94), ("max", 100)):
+        (settings / f"nf_conntrack_{name}").write_text(str(value))
+    assert path.warnings() == []
+    (settings / "nf_conntrack_count").write_text("95")
+    [warning] = path.warnings()
+    assert warning.startswith("the conntrack table is full (95 of 100 entries, 0 packets dropped")
+
+
+def test_a_map_that_others_made_too_small(path: LinuxDataPath) -> None:
+    key = "ipv4_addr . ipv4_addr . inet_proto . inet_service . inet_service"
+    run("nft", f"table inet apagent {{ map lan_flows {{ type {key} : classid; size 1 ; }}; }}")
+    path.prepare(DOMAIN)
+    with pytest.raises(KernelFault, match=r"inet apagent lan_flows: .*is full.*apagent cleanup"):
+        path.apply({LAN: arrivals()})
 
 
 def test_sysctls_that_change_are_said(path: LinuxDataPath) -> None:
     run("sysctl", "-q", "net.ipv4.conf.br-lan.rp_filter=1", "net.netfilter.nf_conntrack_events=2")
-    assert sorted(path.prepare(DOMAIN)) == [
+    assert sorted(path.prepare(DOMAIN).sysctls) == [
         "net.ipv4.conf.br-lan.proxy_arp: 0 -> 1",
         "net.ipv4.conf.br-lan.rp_filter: 1 -> 2",
         "net.ipv4.neigh.br-lan.proxy_delay: 80 -> 10",
         "net.netfilter.nf_conntrack_events: 2 -> 1",
     ]
-    assert path.prepare(DOMAIN) == []
+    assert path.prepare(DOMAIN).sysctls == []
 
 
 def test_no_proxy_arp_between_isolated_clients(path: LinuxDataPath) -> None:

@@ -34,6 +34,7 @@ STATUS = StatusView(
     leaked_packets=0,
     reset_packets=3,
     resyncs=0,
+    repairs=0,
     networks=(NetworkView("lan", "br-lan", "10.77.0.0/16", "10.77.0.1", 77, "wan", "masquerade"),),
     sysctls=("net.ipv4.ip_forward: 0 -> 1",),
     tunnel_address="100.127.0.1",

@@ -20,7 +20,15 @@ from apagent.core.domain import Domain
 from apagent.core.events import ClientAged, ClientSeen, FlowsChanged, Source
 from apagent.core.model import ApId, FlowKey, Mac, Nat, NetworkName, Sessions
 from apagent.errors import EventsLost, KernelFault
-from apagent.kernel.port import Change, Counters, NetworkDelta, NetworkState
+from apagent.kernel.port import (
+    EVERY_DOUBT,
+    Change,
+    Counters,
+    Doubt,
+    NetworkDelta,
+    NetworkState,
+    Prepared,
+)
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -48,6 +56,14 @@ class FakeKernel:
     """Whether what could belong to a peer's flow is held back."""
     applied: list[dict[NetworkName, NetworkDelta]] = field(default_factory=list)
     """Every set of deltas that `apply` was given, in order."""
+    damage: list[str] = field(default_factory=list)
+    """What the next `prepare` finds wrong with our objects, and mends."""
+    monitors: list[FakeStateMonitor] = field(default_factory=list)
+
+    def tamper(self, doubt: Doubt = EVERY_DOUBT) -> None:
+        """Say to all monitors that somebody else has changed something."""
+        for monitor in self.monitors:
+            monitor.tell(doubt)
 
 
 class FakeDataPath:
@@ -69,9 +85,13 @@ class FakeDataPath:
         installed = self.kernel.domain
         return dict(self.kernel.anchors) if installed and installed.table == table else {}
 
-    def prepare(self, domain: Domain) -> list[str]:
+    def prepare(self, domain: Domain) -> Prepared:
         self._raise_fault("prepare")
         kernel = self.kernel
+        fresh = kernel.domain is None
+        objects, kernel.damage = kernel.damage, []
+        if fresh:
+            objects = [f"table inet {domain.table}", *objects]
         kernel.states = {n.name: kernel.states.get(n.name, NetworkState()) for n in domain.networks}
         for name, state in kernel.states.items():
             state.routes = {a: ap for a, ap in state.routes.items() if ap in domain.peer_by_id}
@@ -81,16 +101,19 @@ class FakeDataPath:
                 for anchor, ap in state.diverted.items()
                 if {anchor, ap} <= {ANY_ANCHOR, NOBODY, *domain.peer_by_id}
             }
-        kernel.holding = kernel.holding or kernel.domain is None
+        kernel.holding = kernel.holding or fresh
         kernel.anchors = {peer.id: peer.number for peer in domain.peers}
         kernel.domain = self._domain = domain
         changed, kernel.sysctls = kernel.sysctls, []
-        return changed
+        return Prepared(changed, objects, fresh)
 
-    def read(self) -> dict[NetworkName, NetworkState]:
+    def read(self, *, session_maps: bool = True) -> dict[NetworkName, NetworkState]:
         self._raise_fault("read")
         aps = {self._prepared.me.id, *self._prepared.peer_by_id}
-        return {name: _readable(state, aps) for name, state in self.kernel.states.items()}
+        states = {name: _readable(state, aps) for name, state in self.kernel.states.items()}
+        for state in () if session_maps else states.values():
+            state.flows, state.sockets = {}, {}
+        return states
 
     def apply(self, deltas: Mapping[NetworkName, NetworkDelta]) -> None:
         prepared = self._prepared
@@ -139,6 +162,12 @@ class FakeDataPath:
     def warnings(self) -> list[str]:
         self._raise_fault("warnings")
         return list(self.kernel.warnings)
+
+    def watch(self) -> FakeStateMonitor:
+        _ = self._prepared
+        monitor = FakeStateMonitor()
+        self.kernel.monitors.append(monitor)
+        return monitor
 
     def remove(self, domain: Domain) -> list[str]:
         self._raise_fault("remove")
@@ -233,6 +262,24 @@ class _Signal:
             raise EventsLost("fake overflow", errno.ENOBUFS)
 
 
+class FakeStateMonitor(_Signal):
+    """A `StateMonitor`: `FakeKernel.tamper` is what others do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._doubts = Doubt(0)
+
+    def tell(self, doubt: Doubt) -> None:
+        """Somebody has changed something."""
+        self._doubts |= doubt
+        self._wake()
+
+    def read(self) -> Doubt:
+        doubts, self._doubts = self._doubts, Doubt(0)
+        self._settle()
+        return doubts
+
+
 class FakeFlowMonitor(_Signal):
     """A `FlowMonitor`: `open_flow` and `close_flow` are what conntrack would do."""
 
@@ -285,6 +332,8 @@ class FakeClientMonitor(_Signal):
     def __init__(self) -> None:
         super().__init__()
         self._known: set[ClientSeen] = set()
+        self.anew = False
+        """What `find_interfaces` answers next, once."""
         self._waiting: deque[ClientSeen | ClientAged] = deque()
 
     def see(
@@ -315,3 +364,7 @@ class FakeClientMonitor(_Signal):
 
     def dump(self) -> list[ClientSeen]:
         return sorted(self._known, key=str)
+
+    def find_interfaces(self) -> bool:
+        anew, self.anew = self.anew, False
+        return anew

@@ -34,6 +34,7 @@ STATUS = {
     *("ap", "version", "in_sync", "degraded", "uptime_s", "own_sessions", "peer_sessions"),
     *("clients_here", "clients_elsewhere", "clock", "tunnel_mtu", "tcp_mss", "leaked_packets"),
     *("reset_packets", "resyncs", "networks", "sysctls", "tunnel_address"),
+    "repairs",
 }
 PEER = {
     *("id", "address", "underlay", "state", "reason", "sessions", "clients", "epoch"),

@@ -50,7 +50,7 @@ class Installed:
 
 def read_installed(netlink: Netlink, table: str) -> Installed | None:
     """The table, or None if there is no such table. Raises KernelFault."""
-    installed = _table(netlink, table)
+    installed = read_table(netlink, table)
     if installed is None:
         return None
     installed.chains = dict(_chains(netlink, table))
@@ -69,6 +69,17 @@ def read_installed(netlink: Netlink, table: str) -> Installed | None:
 def read_verdicts(netlink: Netlink, table: str, map_: str) -> dict[bytes, str]:
     """A verdict map's elements: key -> chain. Raises KernelFault."""
     return dict(_verdicts(netlink, table, map_))
+
+
+def read_table(netlink: Netlink, table: str) -> Installed | None:
+    """The table's flags and owner, nothing of what is in it; None: no such table.
+
+    Raises KernelFault.
+    """
+    for attrs in _ours(netlink, messages.list_tables(), table, _TABLE_NAME):
+        owner = attrs.get(_TABLE_OWNER)
+        return Installed(_number(attrs[_TABLE_FLAGS]), _number(owner) if owner else None)
+    return None
 
 
 def read_counters(netlink: Netlink, table: str) -> dict[str, int]:
@@ -118,13 +129,6 @@ def _ours(
         attrs = dict(attributes(body, len(HEADER)))
         if attrs.get(table_attribute) == name:
             yield attrs
-
-
-def _table(netlink: Netlink, table: str) -> Installed | None:
-    for attrs in _ours(netlink, messages.list_tables(), table, _TABLE_NAME):
-        owner = attrs.get(_TABLE_OWNER)
-        return Installed(_number(attrs[_TABLE_FLAGS]), _number(owner) if owner else None)
-    return None
 
 
 def _chains(netlink: Netlink, table: str) -> Iterator[tuple[str, Hook | None]]:

@@ -51,15 +51,15 @@ def _rewritten_chains(ruleset: Ruleset, installed: Installed) -> list[Chain]:
     return [
         chain
         for chain in ruleset.chains.values()
-        if anew or chain.name in gone or not _is_installed(chain, ruleset.domain.table, installed)
+        if anew or chain.name in gone or not _is_installed(chain, ruleset, installed)
     ]
 
 
-def _is_installed(chain: Chain, table: str, installed: Installed) -> bool:
+def _is_installed(chain: Chain, ruleset: Ruleset, installed: Installed) -> bool:
     comments = installed.comments.get(chain.name, [])
     if not chain.rules:
         return chain.name in installed.chains and not comments
-    return len(comments) == len(chain.rules) and comments[0] == chain.fingerprint(table)
+    return len(comments) == len(chain.rules) and comments[0] == ruleset.fingerprints[chain.name]
 
 
 def _deletions(ruleset: Ruleset, installed: Installed, rewritten: list[Chain]) -> Iterator[Message]:

@@ -64,6 +64,11 @@ class Ruleset:
         return {chain.name: chain for chain in chains}
 
     @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """What tells each chain's rules from others (`Chain.fingerprint`)."""
+        return {name: chain.fingerprint(self.domain.table) for name, chain in self.chains.items()}
+
+    @cached_property
     def sets(self) -> dict[str, SetDefinition]:
         """Sets and maps by name."""
         return definitions(self.domain)

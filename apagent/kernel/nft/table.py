@@ -46,6 +46,7 @@ from apagent.kernel.nft.installed import (
     read_flowtables,
     read_installed,
     read_set_size,
+    read_table,
 )
 from apagent.kernel.nft.plan import plan
 from apagent.kernel.nft.ruleset import Ruleset
@@ -56,6 +57,11 @@ from apagent.kernel.wire import Message, Netlink
 _NETLINK_NETFILTER = 12
 _UNKNOWN_FLAGS = frozenset({errno.EOPNOTSUPP, errno.EINVAL})
 """What a kernel without owned, persistent tables answers (6.8 and before)."""
+_NO_ROOM = {
+    errno.ENFILE: "a map or set is full, which somebody else has made with a size: "
+    "stop the agent, `apagent cleanup`, and start it again",
+    errno.ENOMEM: "the kernel has no memory left for it",
+}
 _READINGS = 20
 """How often a set is read until the reading is whole."""
 
@@ -66,6 +72,14 @@ class NftTable:
     def __init__(self) -> None:
         self._netlink = Netlink(_NETLINK_NETFILTER)
         self._table = ""
+        self._ruleset: Ruleset | None = None
+        self.is_owned = False
+        """Whether the kernel keeps others from changing the table; known since `prepare`."""
+
+    @property
+    def port(self) -> int:
+        """The port id of the socket that makes all changes."""
+        return self._netlink.port
 
     def anchor_numbers(self, table: str) -> dict[ApId, int]:
         """The anchors' numbers that an earlier run left in `table`; empty: no table.
@@ -80,31 +94,37 @@ class NftTable:
                 numbers[ApId(chain.removeprefix(ANCHOR_CHAIN))] = number
         return numbers
 
-    def prepare(self, domain: Domain) -> None:
+    def prepare(self, domain: Domain) -> tuple[list[str], bool]:
         """Own the table, and make its static part what `domain` says in one transaction.
 
         Session maps keep their elements, also those that lead to an anchor that is no peer any
         more: `read` shows them. A table made anew holds back what could belong to a peer's flow
-        (`release_hold`). Raises KernelFault.
+        (`release_hold`). Returns what was changed, and whether it is anew. Raises KernelFault.
         """
-        fresh = self._own(domain.table)
-        installed = read_installed(self._netlink, domain.table)
-        changes = plan(Ruleset(domain), installed) if installed else []
-        if fresh:
-            changes += self._hold(domain)
-        if changes:
-            self._transact(domain.table, changes)
+        changed: list[str] = []
+        with self._netlink.noting(changed):
+            fresh = self._own(domain.table)
+            installed = read_installed(self._netlink, domain.table)
+            changes = plan(self._ruleset_of(domain), installed) if installed else []
+            if fresh:
+                changes += self._hold(domain)
+            if changes:
+                self._transact(domain.table, changes)
         self._table = domain.table
+        return changed, fresh
 
-    def read(self, domain: Domain) -> dict[NetworkName, NetworkState]:
+    def read(self, domain: Domain, *, session_maps: bool = True) -> dict[NetworkName, NetworkState]:
         """The elements of the maps and sets; what is not in the table stays empty.
 
         An anchor whose number no peer has is read as an `ApId` that no AP can have, `#` and the
-        number, so that the difference to what should be removes the element. Raises KernelFault.
+        number, so that the difference to what should be removes the element. Without
+        `session_maps` flows and sockets stay empty, too. Raises KernelFault.
         """
         anchors = _Anchors((anchor_value(ap.number), ap.id) for ap in (domain.me, *domain.peers))
         states = {
-            network.name: self._read_network(domain.table, Names.of(network.name), anchors)
+            network.name: self._read_network(
+                domain.table, Names.of(network.name), anchors if session_maps else None
+            )
             for network in domain.networks
         }
         for network in domain.networks:
@@ -151,7 +171,7 @@ class NftTable:
 
     def remove(self, domain: Domain) -> list[str]:
         """Remove the table; returns what was removed. Raises KernelFault."""
-        if read_installed(self._netlink, domain.table) is None:
+        if read_table(self._netlink, domain.table) is None:
             return []
         self._transact(domain.table, [messages.delete_table(domain.table)])
         return [f"nftables table inet {domain.table}"]
@@ -194,22 +214,34 @@ class NftTable:
         changes = [ElementChange(UNSYNCED, key, deleted=False, data=b"") for key in keys]
         return [message for batch in transactions(domain.table, changes) for message in batch]
 
+    def _ruleset_of(self, domain: Domain) -> Ruleset:
+        """Kept: to pack it takes longer than to compare it."""
+        if self._ruleset is None or self._ruleset.domain is not domain:
+            self._ruleset = Ruleset(domain)
+        return self._ruleset
+
     def _own(self, table: str) -> bool:
         """Make the table or adopt it; returns whether it is new.
 
         The kernel refuses changes of base chains in the transaction that adopts a table, so this
         is one of its own.
         """
-        installed = read_installed(self._netlink, table)
+        installed = read_table(self._netlink, table)
         if installed is not None:
-            flags = messages.OWNED if installed.flags & messages.PERSIST else installed.flags
-            self._transact(table, [messages.new_table(table, flags)])
+            # Nothing else stays: a table that somebody made dormant forwards nothing for us.
+            flags = installed.flags & messages.PERSIST and messages.OWNED
+            owner = self._netlink.port if flags else None
+            if (installed.flags, installed.owner) != (flags, owner):
+                self._transact(table, [messages.new_table(table, flags)])
+            self.is_owned = bool(flags)
             return False
+        self.is_owned = True
         try:
             self._transact(table, [messages.new_table(table, messages.OWNED)])
         except KernelFault as fault:
             if fault.errno not in _UNKNOWN_FLAGS:
                 raise
+            self.is_owned = False
             self._transact(table, [messages.new_table(table, 0)])
         return True
 
@@ -217,6 +249,8 @@ class NftTable:
         try:
             self._netlink.transaction(messages.BEGIN, batch, messages.END)
         except KernelFault as fault:
+            if fault.errno in _NO_ROOM:
+                raise KernelFault(f"{fault}: {_NO_ROOM[fault.errno]}", fault.errno) from fault
             owner = self._owner(table) if fault.errno == errno.EPERM else None
             if owner is None:
                 raise
@@ -228,22 +262,27 @@ class NftTable:
             ) from fault
 
     def _owner(self, table: str) -> int | None:
-        installed = read_installed(self._netlink, table)
+        installed = read_table(self._netlink, table)
         return installed.owner if installed else None
 
-    def _read_network(self, table: str, names: Names, anchors: _Anchors) -> NetworkState:
+    def _read_network(self, table: str, names: Names, anchors: _Anchors | None) -> NetworkState:
+        known = self._elements(table, names.known, CLIENT_SIZE)
+        state = NetworkState(known=dict(map(unpack_client, known)))
+        if anchors is not None:
+            self._read_session_maps(table, names, anchors, state)
+        return state
+
+    def _read_session_maps(
+        self, table: str, names: Names, anchors: _Anchors, state: NetworkState
+    ) -> None:
         flows = self._elements(table, names.flows, FLOW_SIZE)
         echoes = self._elements(table, names.echoes, ECHO_SIZE)
         sockets = self._elements(table, names.sockets, SOCKET_SIZE)
-        known = self._elements(table, names.known, CLIENT_SIZE)
-        return NetworkState(
-            flows={
-                **{unpack_flow(key): anchors[value] for key, value in flows.items()},
-                **{unpack_echo(key): anchors[value] for key, value in echoes.items()},
-            },
-            sockets={unpack_socket(key): anchors[value] for key, value in sockets.items()},
-            known=dict(unpack_client(key) for key in known),
-        )
+        state.flows = {
+            **{unpack_flow(key): anchors[value] for key, value in flows.items()},
+            **{unpack_echo(key): anchors[value] for key, value in echoes.items()},
+        }
+        state.sockets = {unpack_socket(key): anchors[value] for key, value in sockets.items()}
 
     def _elements(self, table: str, set_: str, key_size: int) -> dict[bytes, bytes]:
         """All elements of a set, key and value as the kernel has them.
