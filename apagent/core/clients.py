@@ -5,21 +5,28 @@ the highest it has seen. The highest (generation, AP id) wins on every AP, in wh
 claims arrive, once or repeated. An address belongs to the client whose claim wins among those that
 name it, so a lease that moves to another MAC moves with the newer claim.
 
+What counts is what each AP says now: an AP that starts again without a claim that it had before
+has withdrawn it. An AP that hears of a higher claim than its own says so; its own is outdone then,
+and counts only where nothing better is known. So all come to the same winner, whatever they have
+heard before, and an AP that forgets leaves nobody with a belief that it doesn't share.
+
 Generation 0 is for provisional claims: what a restarted AP finds in its kernel before it has heard
-its peers. They lose against every real claim.
+its peers. They lose against every real claim, but not against those that are outdone.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 
-from apagent.core.model import ApId, Claim, Mac
+from apagent.core.model import ApId, Claim, Mac, Precedence
 
 MAX_TOMBSTONES = 4096
 """Released clients that are remembered, so that a late claim doesn't bring them back."""
+MAX_OUTDONE = 1024
+"""Outdone claims of our own that we stand by; by then everybody has heard the higher ones."""
 MAX_ROAMS = 16
 """Moves that are remembered per client, for the operator."""
 
@@ -60,13 +67,20 @@ class ClientTable:
 
     def __init__(self, me: ApId) -> None:
         self._me = me
+        self._said: dict[Mac, dict[ApId, Claim]] = {}
+        """What each AP says now of each client."""
         self._clients: dict[Mac, Client] = {}
         self._named: dict[IPv4Address, set[Mac]] = {}
         """Addresses -> the clients whose claims name them; mostly one."""
-        self._tombstones: dict[Mac, Claim] = {}
+        self._released: dict[Mac, None] = {}
+        """Those that have left the domain, the first of them first."""
         self._adopted_routes: dict[IPv4Address, ApId] = {}
-        self.aged: set[Mac] = set()
+        self.aged: dict[Mac, None] = {}
         """Clients here that the bridge has forgotten; they leave when their last session ends."""
+        self._outdone: dict[Mac, None] = {}
+        """Clients of which we say an outdone claim, the first of them first."""
+        self.restated: list[Claim] = []
+        """What we must say anew of clients, since others have claimed them or left them."""
         self.touched: dict[IPv4Address, Place] = {}
         """Addresses whose place may have changed -> their place before."""
 
@@ -83,7 +97,12 @@ class ClientTable:
     def owner(self, address: IPv4Address) -> Client | None:
         """The client that has this address."""
         clients = [self._clients[mac] for mac in self._named.get(address, ())]
-        return max(clients, key=lambda client: client.claim.precedence, default=None)
+        # Provisional claims of one AP may be equal.
+        return max(clients, key=lambda c: (c.claim.precedence, c.claim.mac), default=None)
+
+    def addresses(self, client: Client) -> frozenset[IPv4Address]:
+        """The addresses that its claim names and that no other client has by now."""
+        return frozenset(a for a in client.claim.addresses if self.owner(a) is client)
 
     def elsewhere(self) -> Iterator[IPv4Address]:
         """The addresses of clients that other APs serve."""
@@ -96,8 +115,7 @@ class ClientTable:
 
     def own_claims(self) -> list[Claim]:
         """What our feed says about clients: those that we serve, and those that left from us."""
-        claims = [client.claim for client in self if client.claim.ap == self._me]
-        return claims + [claim for claim in self._tombstones.values() if claim.ap == self._me]
+        return [said[self._me] for said in self._said.values() if self._me in said]
 
     def place(self, address: IPv4Address) -> Place:
         """What the kernel should do with packets to this address."""
@@ -115,22 +133,34 @@ class ClientTable:
         return {address: self.place(address) for address in addresses}
 
     def merge(self, claim: Claim, now: float) -> Client | None:
-        """Take `claim` in if it wins over what is known; None: it is stale or says nothing new."""
+        """Take in what an AP says of a client now; None: the winning claim is the same as before.
+
+        A client that has left, or whose only claim was withdrawn, is returned with the claim that
+        says so.
+        """
         known = self._clients.get(claim.mac)
-        current = known.claim if known else self._tombstones.get(claim.mac)
-        if current is not None and (claim.precedence < current.precedence or claim == current):
+        best = self._hear(claim)
+        if best is None or best.released:
+            return self._drop(claim.mac, best or claim)
+        if known is not None and known.claim == best:
             return None
-        self._tombstones.pop(claim.mac, None)
-        self.aged.discard(claim.mac)
-        self._name_addresses(claim, known.claim.addresses if known else frozenset())
-        if claim.released:
-            return self._release(claim)
-        client = known or Client(claim, now)
-        if client.claim.ap != claim.ap:
+        self._name_addresses(best, known.claim.addresses if known else frozenset())
+        client = known or Client(best, now)
+        if client.claim.ap != best.ap:
             client.since = now
-        client.claim = claim
+        if best.ap != self._me:
+            self.aged.pop(claim.mac, None)
+        client.claim = best
         self._clients[claim.mac] = client
         return client
+
+    def unsaid(self, ap: ApId, macs: Collection[Mac]) -> list[Claim]:
+        """What `ap` has withdrawn if it claims the clients `macs` and no others."""
+        return [
+            _withdrawn(said[ap])
+            for mac, said in self._said.items()
+            if ap in said and mac not in macs
+        ]
 
     def adopt_routes(self, routes: Mapping[IPv4Address, ApId]) -> None:
         """Keep an earlier run's host routes until their APs speak. Call it once, first."""
@@ -143,17 +173,63 @@ class ClientTable:
             self._touch(address)
             del self._adopted_routes[address]
 
-    def _release(self, claim: Claim) -> Client | None:
-        self._tombstones[claim.mac] = claim
-        if len(self._tombstones) > MAX_TOMBSTONES:
-            del self._tombstones[next(iter(self._tombstones))]
-        client = self._clients.pop(claim.mac, None)
+    def _hear(self, claim: Claim) -> Claim | None:
+        """Note what an AP says now; returns the highest claim on its client, if there is one."""
+        said = self._said.setdefault(claim.mac, {})
+        said[claim.ap] = claim
+        if claim.withdrawn:
+            del said[claim.ap]
+        if claim.ap == self._me:
+            self._outdone.pop(claim.mac, None)
+        self._judge_own(claim.mac, said)
+        best = max(said.values(), key=_rank, default=None)
+        if not said:
+            del self._said[claim.mac]
+        self._released.pop(claim.mac, None)
+        if best is not None and best.released:
+            self._remember_release(claim.mac)
+        return best
+
+    def _judge_own(self, mac: Mac, said: dict[ApId, Claim]) -> None:
+        """Stand by our claim, call it outdone, or withdraw it: it is of no use to anybody then."""
+        mine = said.get(self._me)
+        if mine is None:
+            return
+        best = max(said.values(), key=_rank)
+        helps = mine.outdone and best is not mine and not best.released
+        if helps or (best is mine and not mine.outdone):
+            return
+        if best is mine or mine.released or best.released:
+            self._withdraw(mac, said)
+        else:
+            said[self._me] = replace(mine, outdone=True)
+            self.restated.append(said[self._me])
+            self._outdone[mac] = None
+            if len(self._outdone) > MAX_OUTDONE:
+                oldest = next(iter(self._outdone))
+                self._withdraw(oldest, self._said[oldest])
+
+    def _withdraw(self, mac: Mac, said: dict[ApId, Claim]) -> None:
+        self.restated.append(_withdrawn(said.pop(self._me)))
+        self._outdone.pop(mac, None)
+
+    def _remember_release(self, mac: Mac) -> None:
+        self._released[mac] = None
+        if len(self._released) > MAX_TOMBSTONES:
+            oldest = next(iter(self._released))
+            del self._released[oldest], self._said[oldest]
+
+    def _drop(self, mac: Mac, why: Claim) -> Client | None:
+        self.aged.pop(mac, None)
+        client = self._clients.get(mac)
         if client is not None:
-            client.claim = claim
+            self._name_addresses(why, client.claim.addresses)
+            client.claim = why
+            del self._clients[mac]
         return client
 
     def _name_addresses(self, claim: Claim, before: frozenset[IPv4Address]) -> None:
-        after = frozenset() if claim.released else claim.addresses
+        after = frozenset() if claim.released or claim.withdrawn else claim.addresses
         for address in before | after:
             self._touch(address)
         for address in before - after:
@@ -166,3 +242,11 @@ class ClientTable:
     def _touch(self, address: IPv4Address) -> None:
         if address not in self.touched:
             self.touched[address] = self.place(address)
+
+
+def _rank(claim: Claim) -> tuple[bool, bool, Precedence]:
+    return not claim.outdone, claim.generation > 0, claim.precedence
+
+
+def _withdrawn(claim: Claim) -> Claim:
+    return Claim(claim.network, claim.mac, claim.ap, claim.generation, withdrawn=True)

@@ -232,6 +232,7 @@ class Engine:
             self._see(event)
             return
         self._seen_early.append(event)
+        self.clients[event.network].aged.pop(event.mac, None)
         if event.source is not Source.DATA:
             addresses = _with_address(frozenset(), event.address)
             self._claim_provisionally(event.network, {event.mac: addresses})
@@ -241,7 +242,7 @@ class Engine:
         clients = self.clients[event.network]
         client = clients.get(event.mac)
         if client is not None and client.claim.ap == self.me:
-            clients.aged.add(event.mac)
+            clients.aged[event.mac] = None
             self._release_silent(event.network)
 
     # --- peers
@@ -293,10 +294,11 @@ class Engine:
         if verdict is Verdict.IGNORE:
             return
         known = client.claim if client else None
-        addresses = _with_address(known.addresses if known else frozenset(), event.address)
+        held = clients.addresses(client) if client else frozenset()
+        addresses = _with_address(held, event.address)
         generation = self.clock + 1
+        clients.aged.pop(event.mac, None)
         if verdict is Verdict.LEARN and known is not None:
-            clients.aged.discard(event.mac)
             owner = None if event.address is None else clients.owner(event.address)
             if owner is None or owner is client:
                 generation = known.generation
@@ -305,8 +307,8 @@ class Engine:
         self._claim(Claim(event.network, event.mac, self.me, generation, addresses), event.source)
 
     def _claim(self, claim: Claim, source: str) -> None:
-        self._merge(claim, source)
         self._claims_out.append(claim)
+        self._merge(claim, source)
 
     def _claim_provisionally(
         self, network: NetworkName, found: Mapping[Mac, frozenset[IPv4Address]]
@@ -324,33 +326,41 @@ class Engine:
         self.clock = max(self.clock, event.clock)
         for claim in event.claims:
             self._merge(claim, "peer")
+        if isinstance(event, PeerSnapshot):
+            for name, clients in self.clients.items():
+                named = {claim.mac for claim in event.claims if claim.network == name}
+                for claim in clients.unsaid(event.peer, named):
+                    self._merge(claim, "peer")
 
     def _merge(self, claim: Claim, source: str) -> None:
         self.clock = max(self.clock, claim.generation)
         clients = self.clients[claim.network]
         before = clients.get(claim.mac)
         from_ap = before.claim.ap if before else None
+        addresses = tuple(sorted(before.claim.addresses)) if before else ()
         owners = {address: clients.owner(address) for address in claim.addresses}
         client = clients.merge(claim, self._now)
+        self._claims_out += clients.restated
+        clients.restated.clear()
         if client is None:
             self._learn_from_stale(claim)
             return
+        wins = client.claim
         for address, owner in owners.items():
             if owner not in (None, client) and clients.owner(address) is client:
                 self._end_flows_of(claim.network, address)
-        if from_ap == self.me and claim.ap != self.me:
-            addresses = tuple(sorted(before.claim.addresses)) if before else ()
-            self._effects.append(ForgetClient(claim.network, claim.mac, addresses))
-        if from_ap != self.me and claim.ap == self.me and claim.generation:
+        if from_ap == self.me and wins.ap != self.me:
+            self._effects.append(ForgetClient(wins.network, wins.mac, addresses))
+        if from_ap != self.me and wins.ap == self.me and wins.generation:
             self._effects.append(
                 WelcomeClient(
-                    claim.network,
-                    claim.mac,
-                    tuple(sorted(claim.addresses)),
+                    wins.network,
+                    wins.mac,
+                    tuple(sorted(wins.addresses)),
                     tuple(islice(clients.elsewhere(), MAX_ANNOUNCED)),
                 )
             )
-        to_ap = None if claim.released else claim.ap
+        to_ap = None if wins.released or wins.withdrawn else wins.ap
         if from_ap != to_ap:
             self._note_move(client, from_ap, to_ap, source)
 
@@ -358,7 +368,7 @@ class Engine:
         """A claim that came too late may still know an address of our client that we don't."""
         clients = self.clients[claim.network]
         client = clients.get(claim.mac)
-        if client is None or client.claim.ap != self.me or claim.released:
+        if client is None or client.claim.ap != self.me or claim.released or claim.withdrawn:
             return
         known = client.claim.addresses
         news = frozenset(a for a in claim.addresses - known if clients.owner(a) is None)
@@ -387,8 +397,9 @@ class Engine:
     def flows_of(self, client: Client) -> dict[ApId, int]:
         """Live sessions of a client by anchor."""
         totals: dict[ApId, int] = {}
-        for address in client.claim.addresses:
-            counts = self.sessions[client.claim.network].flows_of(address.packed)
+        network = client.claim.network
+        for address in self.clients[network].addresses(client):
+            counts = self.sessions[network].flows_of(address.packed)
             for ap, count in counts.items():
                 totals[ap] = totals.get(ap, 0) + count
         return totals
@@ -423,6 +434,8 @@ class Engine:
 
     def _release_silent(self, network: NetworkName) -> None:
         """Release the clients that have gone: aged by the bridge, and no session left anywhere."""
+        if not self.in_sync:
+            return
         clients = self.clients[network]
         for mac in tuple(clients.aged):
             client = clients.get(mac)
@@ -445,11 +458,14 @@ class Engine:
             for client in list(clients):
                 claim = client.claim
                 if claim.ap == self.me and claim.generation == 0:
-                    real = Claim(claim.network, claim.mac, self.me, self.clock + 1, claim.addresses)
+                    held = clients.addresses(client)
+                    real = Claim(claim.network, claim.mac, self.me, self.clock + 1, held)
                     self._claim(real, Source.NEIGHBOUR)
         for sighting in self._seen_early:
             self._see(sighting)
         self._seen_early.clear()
+        for name in self.clients:
+            self._release_silent(name)
         missing = tuple(p for p, state in self.peers.items() if state is not PeerState.IN_SYNC)
         self._effects.append(NoteSync(missing))
 

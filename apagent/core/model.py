@@ -169,7 +169,9 @@ class Claim:
     """An AP's statement that it serves a client.
 
     `addresses` are the client's IPv4 addresses as far as the AP knows. A `released` claim says that
-    the client is gone from the domain: nobody serves it.
+    the client is gone from the domain: nobody serves it. An `outdone` one says that the AP knows of
+    a higher claim: it counts for who has not heard that one yet. A `withdrawn` one takes back what
+    the AP has said of the client.
     """
 
     network: NetworkName
@@ -178,6 +180,8 @@ class Claim:
     generation: int
     addresses: frozenset[IPv4Address] = frozenset()
     released: bool = False
+    outdone: bool = False
+    withdrawn: bool = False
 
     @property
     def precedence(self) -> Precedence:

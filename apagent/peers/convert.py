@@ -226,6 +226,8 @@ class PeerReader:
             generation=claim.generation,
             addresses=frozenset(map(IPv4Address, claim.addresses)),
             released=claim.released,
+            outdone=claim.outdone,
+            withdrawn=claim.withdrawn,
         )
 
     def _anchor_untrusted(self, anchor: pb.AnchorStatement) -> AnchorStatement:
@@ -363,6 +365,8 @@ def _claim(claim: Claim) -> pb.Claim:
         generation=claim.generation,
         addresses=sorted(map(int, claim.addresses)),
         released=claim.released,
+        outdone=claim.outdone,
+        withdrawn=claim.withdrawn,
     )
 
 

@@ -142,15 +142,19 @@ class Hold(_message.Message):
     def __init__(self, nat: _Optional[_Union[NatAddress, _Mapping]] = ..., generation: _Optional[int] = ..., offered_to: _Optional[str] = ..., successor: _Optional[str] = ...) -> None: ...
 
 class Claim(_message.Message):
-    __slots__ = ("network", "mac", "generation", "addresses", "released")
+    __slots__ = ("network", "mac", "generation", "addresses", "released", "outdone", "withdrawn")
     NETWORK_FIELD_NUMBER: _ClassVar[int]
     MAC_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     RELEASED_FIELD_NUMBER: _ClassVar[int]
+    OUTDONE_FIELD_NUMBER: _ClassVar[int]
+    WITHDRAWN_FIELD_NUMBER: _ClassVar[int]
     network: str
     mac: bytes
     generation: int
     addresses: _containers.RepeatedScalarFieldContainer[int]
     released: bool
-    def __init__(self, network: _Optional[str] = ..., mac: _Optional[bytes] = ..., generation: _Optional[int] = ..., addresses: _Optional[_Iterable[int]] = ..., released: _Optional[bool] = ...) -> None: ...
+    outdone: bool
+    withdrawn: bool
+    def __init__(self, network: _Optional[str] = ..., mac: _Optional[bytes] = ..., generation: _Optional[int] = ..., addresses: _Optional[_Iterable[int]] = ..., released: _Optional[bool] = ..., outdone: _Optional[bool] = ..., withdrawn: _Optional[bool] = ...) -> None: ...

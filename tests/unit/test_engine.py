@@ -191,7 +191,7 @@ def test_a_client_that_leaves_is_forgotten_and_routed_to_its_new_ap() -> None:
     place_client(e, AP1)
     effects = e.step(PeerDelta(AP3, 9, claims=(claim(AP3, 9),)), 1.0)
     assert ForgetClient(LAN, ANN, (ANN_IP,)) in effects
-    assert not claims(effects)
+    assert claims(effects) == [replace(claim(AP1, 1), outdone=True)]
     delta = e.take_deltas()[LAN]
     assert delta.neighbours == {ANN_IP: Change(ANN, None)}
     assert delta.routes == {ANN_IP: Change(None, AP3)}
@@ -296,6 +296,17 @@ def test_an_address_moves_with_the_newer_claim() -> None:
     assert e.take_deltas()[LAN].neighbours == {ANN_IP: Change(BEN, ANN)}
 
 
+def test_an_address_that_another_client_has_by_now_is_not_claimed_again() -> None:
+    e = engine()
+    place_client(e, AP1)
+    e.step(PeerDelta(AP2, 7, claims=(claim(AP2, 7, BEN, ANN_IP),)), 0.0)
+    e.step(PeerDelta(AP3, 8, claims=(claim(AP3, 8),)), 0.0)
+    e.step(PeerDelta(AP2, 9, claims=(claim(AP2, 9, BEN, ANN_IP),)), 0.0)
+    [said] = claims(e.step(seen(), 0.0))
+    assert said == claim(AP1, 10, address=None)
+    assert e.wanted()[LAN].routes == {ANN_IP: AP2}
+
+
 # --- clients that leave
 
 
@@ -385,12 +396,29 @@ def test_a_snapshot_changes_only_what_differs() -> None:
     assert e.take_deltas()[LAN].flows == {tcp(1): Change(AP2, None), tcp(3): Change(None, AP2)}
 
 
-def test_a_restarted_peers_empty_snapshot_keeps_its_clients_where_they_are() -> None:
+def test_a_peer_that_starts_again_without_its_clients_has_lost_them() -> None:
     e = engine()
     place_client(e, AP2)
     e.step(PeerSnapshot(AP2, 0), 0.0)
+    assert at(e) is None
+    assert e.take_deltas()[LAN].routes == {ANN_IP: Change(AP2, None)}
+
+
+def test_a_restarted_peers_clients_stay_where_they_are() -> None:
+    e = engine()
+    place_client(e, AP2)
+    e.step(PeerSnapshot(AP2, 0, claims=(claim(AP2, 0),)), 0.0)
     assert at(e) == AP2
     assert e.take_deltas() == {}
+
+
+def test_a_claim_that_a_restarted_peer_forgot_keeps_no_other_from_being_believed() -> None:
+    e = engine()
+    place_client(e, AP3, generation=7)
+    e.step(PeerDelta(AP2, 6, claims=(claim(AP2, 6),)), 0.0)
+    assert at(e) == AP3
+    e.step(PeerSnapshot(AP3, 0), 0.0)
+    assert at(e) == AP2
 
 
 # --- a restart
@@ -440,6 +468,14 @@ def test_a_client_seen_live_before_sync_is_claimed_at_sync() -> None:
     e.step(seen(), 0.0)
     e.step(PeerSnapshot(AP2, 41, claims=(claim(AP2, 41),)), 0.0)
     assert claims(e.step(PeerSnapshot(AP3, 40), 0.0)) == [claim(AP1, 42)]
+
+
+def test_a_client_that_the_bridge_had_forgotten_at_the_start_is_released_at_sync() -> None:
+    e = restarted()
+    assert not claims(e.step(ClientAged(LAN, ANN), 0.0))
+    e.step(PeerSnapshot(AP2, 7), 0.0)
+    said = claims(e.step(PeerSnapshot(AP3, 3), 0.0))
+    assert said[-1] == Claim(LAN, ANN, AP1, 9, released=True)
 
 
 def test_what_the_bridge_held_at_the_start_is_no_proof() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
@@ -89,9 +90,20 @@ def claimed(**fields: Any) -> pb.FeedMessage:
     return message(claims=[base, base | fields])
 
 
-def test_a_delta_comes_back_as_it_was() -> None:
+STATED = Claim(LAN, MAC, PEER, 5, frozenset({CLIENT}))
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        STATED,
+        replace(STATED, released=True),
+        replace(STATED, outdone=True),
+        replace(STATED, withdrawn=True),
+    ],
+)
+def test_a_delta_comes_back_as_it_was(claim: Claim) -> None:
     tables = {LAN: {flow(TCP): NAT, flow(UDP): NAT, flow(ICMP): None, flow(TCP, 1): None}}
-    claim = Claim(LAN, MAC, PEER, 5, frozenset({CLIENT}), released=True)
     sent = delta_message(PEER, 9, FeedDelta(3, 4, 6, tables, (claim,)))
     got = reader().read_untrusted(pb.FeedMessage.FromString(sent.SerializeToString()))
     assert got.tables == tables

@@ -78,7 +78,7 @@ def test_a_client_that_has_left_is_forgotten_when_its_route_is_there() -> None:
     made.run([here])
     recorder.done.clear()
     made.run([PeerDelta(AP2, 9, claims=(claim(AP2, 9),))])
-    assert recorder.done == ["apply", "forget_client", "tell"]
+    assert recorder.done == ["apply", "forget_client", "publish", "tell"]
 
 
 def test_a_flow_ends_here_when_its_packets_go_elsewhere() -> None:
