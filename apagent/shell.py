@@ -18,6 +18,7 @@ from apagent.core.effects import (
     Effect,
     EndFlows,
     ForgetClient,
+    NoteAnchor,
     NotePeer,
     NoteRoam,
     NoteSync,
@@ -64,6 +65,8 @@ class Shell:
         self._feed = feed
         self._later = later
         self._waiting: list[Event] = []
+        self.carry_further: Callable[[Effect], object] = lambda _: None
+        """Carries out the effects that concern anchors (`Upkeep.carry_out`)."""
         self.observers: list[Observer] = []
         """Called with every event and its effects, after they are carried out."""
 
@@ -131,6 +134,8 @@ class Shell:
                 self._attempt(lambda: self._flows.end(lost.network, lost.flows))
             case NoteSync():
                 self._attempt(kernel.release_hold)
+            case _:
+                self.carry_further(effect)
 
     @staticmethod
     def _attempt(action: Callable[[], None]) -> None:
@@ -149,6 +154,8 @@ def _note(effect: Effect) -> None:
             log.info("%s", describe_peer(effect))
         case NoteSync():
             log.info("%s", describe_sync(effect))
+        case NoteAnchor():
+            log.info("%s", describe_anchor(effect))
         case EndFlows():
             log.info("%d flows end here: others have the better right to them", len(effect.flows))
 
@@ -170,6 +177,11 @@ def describe_roam(note: NoteRoam) -> str:
 def describe_peer(note: NotePeer) -> str:
     """A sentence on a peer's state, for logs and watchers."""
     return f"peer {note.peer}: {note.state}" + (f" ({note.reason})" if note.reason else "")
+
+
+def describe_anchor(note: NoteAnchor) -> str:
+    """A sentence on an AP as an anchor, for logs and watchers."""
+    return f"{note.ap}: {note.what}"
 
 
 def describe_sync(note: NoteSync) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
-from apagent.cli import verbs
+from apagent.cli import drain_verbs, verbs
 from apagent.cli.agent_client import CallFailed
 from apagent.cli.exit_codes import ExitCode
 from apagent.cli.render import Output
@@ -21,7 +21,8 @@ SOCKET_VARIABLE = "APAGENT_SOCKET"
 DEFAULT_TIMEOUT_S = 10.0
 
 _EXIT_CODES = """exit codes:
-  0 ok, 1 error, 2 usage, 3 agent unreachable, 4 agent degraded or not in sync (status), 5 not found
+  0 ok, 1 error, 2 usage, 3 agent unreachable, 4 agent degraded or not in sync (status),
+  5 not found, 6 not finished in time (drain --wait; it goes on)
 """
 _EXAMPLES = """examples:
   apctl status
@@ -64,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs_ = parser.add_subparsers(required=True, metavar="VERB")
     _add_reads(verbs_)
     _add_client(verbs_)
+    _add_anchor(verbs_)
     return parser
 
 
@@ -159,6 +161,34 @@ def _add_client(verbs_: _Verbs) -> None:
     associate.add_argument("mac", type=_argument(parse_mac), metavar="MAC")
     associate.add_argument("--address", type=_address, help="its IPv4 address, if known")
     associate.add_argument("--network", help="needed where the agent has several")
+
+
+def _add_anchor(verbs_: _Verbs) -> None:
+    drain = _add(
+        verbs_,
+        "drain",
+        drain_verbs.drain,
+        "move this AP's flows to others before it goes down, and anchor no new ones",
+        "apctl drain",
+        "apctl drain ap1 --wait --timeout 600 && reboot",
+    )
+    drain.add_argument("ap", nargs="?", default="", metavar="AP", help="this AP, to be sure")
+    drain.add_argument(
+        "--wait",
+        action="store_true",
+        help="until no flow is left, or for --timeout (then the exit code is 6)",
+    )
+    undrain = _add(
+        verbs_, "undrain", drain_verbs.undrain, "anchor new flows here again", "apctl undrain"
+    )
+    undrain.add_argument("ap", nargs="?", default="", metavar="AP", help="this AP, to be sure")
+    _add(
+        verbs_,
+        "reclaim",
+        drain_verbs.reclaim,
+        "get this AP's NAT addresses back, with their flows, from whoever took them over",
+        "apctl reclaim",
+    )
 
 
 def _add(

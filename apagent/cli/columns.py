@@ -21,6 +21,8 @@ def _remote(flow: pb.FlowView) -> str:
 PEER_COLUMNS = (
     Column("PEER", lambda peer: peer.id),
     Column("STATE", lambda peer: peer.state),
+    Column("TUNNEL", lambda peer: peer.tunnel),
+    Column("MODE", lambda peer: peer.mode),
     Column("SESSIONS", lambda peer: peer.sessions),
     Column("CLIENTS", lambda peer: peer.clients),
     Column("ADDRESS", lambda peer: peer.address),
@@ -73,6 +75,7 @@ def status_rows(status: pb.Status) -> list[tuple[str, object]]:
         ("kernel repairs", status.repairs),
     ]
     rows += [("network", _network(network)) for network in status.networks]
+    rows += [("anchor", _anchor(anchor)) for anchor in status.anchors]
     rows += [("sysctl changed", sysctl) for sysctl in status.sysctls]
     return rows
 
@@ -82,6 +85,18 @@ def _network(network: pb.NetworkStatus) -> str:
         f"{network.name}: {network.prefix} gateway {network.gateway} on "
         f"{network.client_interface}, uplink {network.uplink} ({network.nat}), VNI {network.vni}"
     )
+
+
+def _anchor(anchor: pb.AnchorStatus) -> str:
+    parts = [f"{anchor.network}: {anchor.mode}"]
+    if anchor.trouble:
+        parts.append(anchor.trouble)
+    parts.append(f"{anchor.flows} flows, new ones to {anchor.translates_to}")
+    if anchor.deputy:
+        parts[-1] = f"{anchor.flows} flows, new ones at {anchor.deputy}"
+    if anchor.holds:
+        parts.append(f"holds {' '.join(anchor.holds)}")
+    return ", ".join(parts)
 
 
 def client_rows(client: pb.Client) -> list[tuple[str, object]]:

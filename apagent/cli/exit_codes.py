@@ -17,5 +17,7 @@ class ExitCode(IntEnum):
     DEGRADED = 4
     """The agent answers and is degraded or not in sync."""
     NOT_FOUND = 5
+    UNFINISHED = 6
+    """What was to be waited for hasn't happened in time; it goes on."""
     INTERRUPTED = 130
     """128 + SIGINT, as a shell would have it."""

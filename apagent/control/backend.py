@@ -11,6 +11,7 @@ from apagent.agent import Agent
 from apagent.control.narrate import flow_events, note_events
 from apagent.control.views import (
     AgentEventView,
+    AnchorView,
     ClientView,
     FlowView,
     NetworkView,
@@ -19,13 +20,15 @@ from apagent.control.views import (
     StatusView,
 )
 from apagent.core.clients import Client
+from apagent.core.desired import ANY_ANCHOR
 from apagent.core.domain import Network
 from apagent.core.effects import Effect
 from apagent.core.engine import Engine, PeerState, usable
-from apagent.core.events import ClientSeen, Event, Source
+from apagent.core.events import ClientSeen, DrainRequested, Event, ReclaimRequested, Source
 from apagent.core.model import (
     PROTOCOL_NAMES,
     PROTOCOL_OFFSET,
+    AnchorMode,
     ApId,
     Flow,
     FlowKey,
@@ -96,6 +99,7 @@ class EngineBackend:
             networks=tuple(_network_view(network) for network in domain.networks),
             sysctls=self._sysctls,
             tunnel_address=str(domain.me.tunnel_address),
+            anchors=tuple(self._anchor_view(network) for network in domain.networks),
         )
 
     def peers(self) -> list[PeerView]:
@@ -149,6 +153,20 @@ class EngineBackend:
             raise UnknownClient(f"{mac} is not known after its association")
         return self._client_view(client)
 
+    def set_drain(self, ap: ApId | None, *, drain: bool) -> StatusView:
+        """Anchor nothing from now on, or anchor again. Raises ValueError if `ap` isn't this AP."""
+        if ap not in (None, self._engine.me):
+            raise ValueError(f"this is the agent of {self._engine.me}: ask that of {ap} itself")
+        self._shell.run([DrainRequested(drain)])
+        return self.status()
+
+    def reclaim(self) -> StatusView:
+        """Ask for our own NAT addresses back. Raises ValueError where none can move."""
+        if not any(network.takeover for network in self._engine.domain.networks):
+            raise ValueError("no network here has a NAT address that can move: see takeover")
+        self._shell.run([ReclaimRequested()])
+        return self.status()
+
     def subscribe(
         self, callback: Callable[[AgentEventView], None], *, flows: bool
     ) -> Callable[[], None]:
@@ -172,6 +190,9 @@ class EngineBackend:
             return _NO_COUNTERS, (f"our counters can't be read: {fault}",)
 
     def _degraded(self) -> Iterator[str]:
+        for name in self._engine.sessions:
+            if trouble := self._engine.anchoring.anchors.trouble(name):
+                yield f"the uplink of network {name} is down: {trouble}"
         if self._reconciler.fault is not None:
             yield f"the kernel refuses the desired state: {self._reconciler.fault}"
         yield from self._agent.upkeep.degraded
@@ -182,6 +203,31 @@ class EngineBackend:
                     f"peer {subscription.peer} at {subscription.endpoint} is "
                     f"{self._engine.peers[subscription.peer]}: {reason}"
                 )
+            if subscription.peer in self._engine.anchoring.anchors.dead:
+                yield (
+                    f"peer {subscription.peer} doesn't answer through the tunnel: it is down, or "
+                    f"the way to {self._engine.domain.peer_by_id[subscription.peer].underlay} is"
+                )
+
+    def _anchor_view(self, network: Network) -> AnchorView:
+        anchoring = self._engine.anchoring
+        anchors, state = anchoring.anchors, anchoring.states[network.name]
+        source = state.sources.get(network.uplink) if network.takeover else network.nat_address
+        return AnchorView(
+            network=network.name,
+            mode=anchors.mode(network.name),
+            trouble=anchors.trouble(network.name),
+            translates_to="masquerade" if source is None else str(source),
+            holds=tuple(map(str, sorted(state.addresses))),
+            flows=anchoring.own_left(network.name),
+            deputy=state.diverted.get(ANY_ANCHOR, ""),
+        )
+
+    def _peer_mode(self, peer: ApId) -> AnchorMode:
+        """Its mode in the network where it is furthest from active."""
+        modes = list(AnchorMode)
+        anchors = self._engine.anchoring.anchors
+        return max((anchors.mode_of(peer, name) for name in self._engine.sessions), key=modes.index)
 
     def _peer_view(self, subscription: PeerSubscription) -> PeerView:
         engine, peer = self._engine, subscription.peer
@@ -201,6 +247,9 @@ class EngineBackend:
             snapshots=subscription.snapshots,
             deltas=subscription.deltas,
             tunnel_address=str(engine.domain.peer_by_id[peer].tunnel_address),
+            tunnel="dead" if peer in engine.anchoring.anchors.dead else "alive",
+            mode=self._peer_mode(peer),
+            holds=tuple(str(nat.address) for nat in engine.anchoring.anchors.holds_of(peer)),
         )
 
     def _client_view(self, client: Client) -> ClientView:

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Address
 
 from apagent.control.views import AgentEventView
-from apagent.core.effects import Effect, NotePeer, NoteRoam, NoteSync, Publish
+from apagent.core.effects import Effect, NoteAnchor, NotePeer, NoteRoam, NoteSync, Publish
 from apagent.core.events import Event, PeerDelta
 from apagent.core.model import ApId, Flow, NetworkName, SessionChanges
-from apagent.shell import describe_peer, describe_roam, describe_sync
+from apagent.shell import describe_anchor, describe_peer, describe_roam, describe_sync
 
 
 def note_events(effects: list[Effect], now: float) -> Iterator[AgentEventView]:
@@ -21,6 +21,9 @@ def note_events(effects: list[Effect], now: float) -> Iterator[AgentEventView]:
             case NotePeer():
                 fields = {"peer": effect.peer, "state": effect.state, "reason": effect.reason}
                 yield AgentEventView(now, "peer", describe_peer(effect), fields)
+            case NoteAnchor():
+                fields = {"ap": effect.ap, "state": effect.state, "what": effect.what}
+                yield AgentEventView(now, "anchor", describe_anchor(effect), fields)
             case NoteSync():
                 fields = {"missing": ",".join(effect.missing)}
                 yield AgentEventView(now, "sync", describe_sync(effect), fields)

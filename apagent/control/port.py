@@ -43,6 +43,12 @@ class ControlBackend(Protocol):
         `network` is needed to tell which one.
         """
 
+    def set_drain(self, ap: ApId | None, *, drain: bool) -> StatusView:
+        """Anchor nothing from now on, or anchor again. Raises ValueError if `ap` isn't this AP."""
+
+    def reclaim(self) -> StatusView:
+        """Ask for our own NAT addresses back. Raises ValueError where none can move."""
+
     def subscribe(
         self, callback: Callable[[AgentEventView], None], *, flows: bool
     ) -> Callable[[], None]:

@@ -78,6 +78,17 @@ class ControlServicer(control_pb2_grpc.ControlServicer):
         )
         return client_message(view)
 
+    async def SetDrain(self, request: pb.SetDrainRequest, context: _Context) -> pb.Status:  # noqa: N802
+        """Anchor nothing, or anchor again."""
+        ap = ApId(request.ap) if request.ap else None
+        drain = request.drain
+        view = await _answer(context, lambda: self._backend.set_drain(ap, drain=drain))
+        return status_message(view)
+
+    async def Reclaim(self, _request: pb.ReclaimRequest, context: _Context) -> pb.Status:  # noqa: N802
+        """Get our own NAT addresses back."""
+        return status_message(await _answer(context, self._backend.reclaim))
+
     async def Watch(  # noqa: N802
         self, request: pb.WatchEventsRequest, context: _Context
     ) -> AsyncIterator[pb.AgentEvent]:

@@ -20,6 +20,19 @@ class NetworkView:
 
 
 @dataclass(frozen=True, slots=True)
+class AnchorView:
+    """The agent's AP as an anchor of one network."""
+
+    network: str
+    mode: str
+    trouble: str
+    translates_to: str
+    holds: tuple[str, ...]
+    flows: int
+    deputy: str
+
+
+@dataclass(frozen=True, slots=True)
 class StatusView:
     """The agent as a whole."""
 
@@ -42,6 +55,7 @@ class StatusView:
     sysctls: tuple[str, ...]
     tunnel_address: str
     repairs: int
+    anchors: tuple[AnchorView, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +75,9 @@ class PeerView:
     snapshots: int
     deltas: int
     tunnel_address: str
+    tunnel: str = "alive"
+    mode: str = "active"
+    holds: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

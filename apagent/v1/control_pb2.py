@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x61pagent/v1/control.proto\x12\napagent.v1\"\x12\n\x10GetStatusRequest\"\x93\x03\n\x06Status\x12\n\n\x02\x61p\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0f\n\x07in_sync\x18\x03 \x01(\x08\x12\x10\n\x08\x64\x65graded\x18\x04 \x03(\t\x12\x10\n\x08uptime_s\x18\x05 \x01(\x01\x12\x14\n\x0cown_sessions\x18\x06 \x01(\x04\x12\x15\n\rpeer_sessions\x18\x07 \x01(\x04\x12\x14\n\x0c\x63lients_here\x18\x08 \x01(\r\x12\x19\n\x11\x63lients_elsewhere\x18\t \x01(\r\x12\r\n\x05\x63lock\x18\n \x01(\x04\x12\x12\n\ntunnel_mtu\x18\x0b \x01(\r\x12\x0f\n\x07tcp_mss\x18\x0c \x01(\r\x12\x16\n\x0eleaked_packets\x18\r \x01(\x04\x12\x15\n\rreset_packets\x18\x0e \x01(\x04\x12\x0f\n\x07resyncs\x18\x0f \x01(\x04\x12+\n\x08networks\x18\x10 \x03(\x0b\x32\x19.apagent.v1.NetworkStatus\x12\x0f\n\x07sysctls\x18\x11 \x03(\t\x12\x16\n\x0etunnel_address\x18\x12 \x01(\t\x12\x0f\n\x07repairs\x18\x13 \x01(\x04\"\x82\x01\n\rNetworkStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x18\n\x10\x63lient_interface\x18\x02 \x01(\t\x12\x0e\n\x06prefix\x18\x03 \x01(\t\x12\x0f\n\x07gateway\x18\x04 \x01(\t\x12\x0b\n\x03vni\x18\x05 \x01(\r\x12\x0e\n\x06uplink\x18\x06 \x01(\t\x12\x0b\n\x03nat\x18\x07 \x01(\t\"\x12\n\x10ListPeersRequest\"4\n\x11ListPeersResponse\x12\x1f\n\x05peers\x18\x01 \x03(\x0b\x32\x10.apagent.v1.Peer\"\xe4\x01\n\x04Peer\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x10\n\x08underlay\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x10\n\x08sessions\x18\x06 \x01(\x04\x12\x0f\n\x07\x63lients\x18\x07 \x01(\x04\x12\r\n\x05\x65poch\x18\x08 \x01(\x04\x12\x10\n\x08sequence\x18\t \x01(\x04\x12\x0f\n\x07refused\x18\n \x01(\x04\x12\x11\n\tsnapshots\x18\x0b \x01(\x04\x12\x0e\n\x06\x64\x65ltas\x18\x0c \x01(\x04\x12\x16\n\x0etunnel_address\x18\r \x01(\t\"\x14\n\x12ListClientsRequest\":\n\x13ListClientsResponse\x12#\n\x07\x63lients\x18\x01 \x03(\x0b\x32\x12.apagent.v1.Client\"\x89\x02\n\x06\x43lient\x12\x0f\n\x07network\x18\x01 \x01(\t\x12\x0b\n\x03mac\x18\x02 \x01(\t\x12\x11\n\taddresses\x18\x03 \x03(\t\x12\x12\n\nserving_ap\x18\x04 \x01(\t\x12\x12\n\ngeneration\x18\x05 \x01(\x04\x12>\n\x0f\x66lows_by_anchor\x18\x06 \x03(\x0b\x32%.apagent.v1.Client.FlowsByAnchorEntry\x12\x0f\n\x07since_s\x18\x07 \x01(\x01\x12\x1f\n\x05roams\x18\x08 \x03(\x0b\x32\x10.apagent.v1.Roam\x1a\x34\n\x12\x46lowsByAnchorEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"l\n\x04Roam\x12\x0f\n\x07\x66rom_ap\x18\x01 \x01(\t\x12\r\n\x05to_ap\x18\x02 \x01(\t\x12\x12\n\ngeneration\x18\x03 \x01(\x04\x12\x0e\n\x06source\x18\x04 \x01(\t\x12\x0c\n\x04time\x18\x05 \x01(\x01\x12\x12\n\nflows_kept\x18\x06 \x01(\x04\"\"\n\x10GetClientRequest\x12\x0e\n\x06\x63lient\x18\x01 \x01(\t\"D\n\x10ListFlowsRequest\x12\x0e\n\x06\x63lient\x18\x01 \x01(\t\x12\x0e\n\x06\x61nchor\x18\x02 \x01(\t\x12\x10\n\x08protocol\x18\x03 \x01(\t\"/\n\x08\x46lowList\x12#\n\x05\x66lows\x18\x01 \x03(\x0b\x32\x14.apagent.v1.FlowView\"\xd6\x01\n\x08\x46lowView\x12\x0f\n\x07network\x18\x01 \x01(\t\x12\x10\n\x08protocol\x18\x02 \x01(\t\x12\x0e\n\x06\x63lient\x18\x03 \x01(\t\x12\x13\n\x0b\x63lient_port\x18\x04 \x01(\r\x12\x0e\n\x06remote\x18\x05 \x01(\t\x12\x13\n\x0bremote_port\x18\x06 \x01(\r\x12\x0e\n\x06\x61nchor\x18\x07 \x01(\t\x12\x13\n\x0bnat_address\x18\x08 \x01(\t\x12\x10\n\x08nat_port\x18\t \x01(\r\x12\x12\n\nclient_mac\x18\n \x01(\t\x12\x12\n\nserving_ap\x18\x0b \x01(\t\"A\n\x10\x41ssociateRequest\x12\x0b\n\x03mac\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0f\n\x07network\x18\x03 \x01(\t\"#\n\x12WatchEventsRequest\x12\r\n\x05\x66lows\x18\x01 \x01(\x08\"\x99\x01\n\nAgentEvent\x12\x0c\n\x04time\x18\x01 \x01(\x01\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x32\n\x06\x66ields\x18\x04 \x03(\x0b\x32\".apagent.v1.AgentEvent.FieldsEntry\x1a-\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x32\xe6\x03\n\x07\x43ontrol\x12=\n\tGetStatus\x12\x1c.apagent.v1.GetStatusRequest\x1a\x12.apagent.v1.Status\x12H\n\tListPeers\x12\x1c.apagent.v1.ListPeersRequest\x1a\x1d.apagent.v1.ListPeersResponse\x12N\n\x0bListClients\x12\x1e.apagent.v1.ListClientsRequest\x1a\x1f.apagent.v1.ListClientsResponse\x12=\n\tGetClient\x12\x1c.apagent.v1.GetClientRequest\x1a\x12.apagent.v1.Client\x12\x41\n\tListFlows\x12\x1c.apagent.v1.ListFlowsRequest\x1a\x14.apagent.v1.FlowList0\x01\x12=\n\tAssociate\x12\x1c.apagent.v1.AssociateRequest\x1a\x12.apagent.v1.Client\x12\x41\n\x05Watch\x12\x1e.apagent.v1.WatchEventsRequest\x1a\x16.apagent.v1.AgentEvent0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x61pagent/v1/control.proto\x12\napagent.v1\"\x12\n\x10GetStatusRequest\"\xbe\x03\n\x06Status\x12\n\n\x02\x61p\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0f\n\x07in_sync\x18\x03 \x01(\x08\x12\x10\n\x08\x64\x65graded\x18\x04 \x03(\t\x12\x10\n\x08uptime_s\x18\x05 \x01(\x01\x12\x14\n\x0cown_sessions\x18\x06 \x01(\x04\x12\x15\n\rpeer_sessions\x18\x07 \x01(\x04\x12\x14\n\x0c\x63lients_here\x18\x08 \x01(\r\x12\x19\n\x11\x63lients_elsewhere\x18\t \x01(\r\x12\r\n\x05\x63lock\x18\n \x01(\x04\x12\x12\n\ntunnel_mtu\x18\x0b \x01(\r\x12\x0f\n\x07tcp_mss\x18\x0c \x01(\r\x12\x16\n\x0eleaked_packets\x18\r \x01(\x04\x12\x15\n\rreset_packets\x18\x0e \x01(\x04\x12\x0f\n\x07resyncs\x18\x0f \x01(\x04\x12+\n\x08networks\x18\x10 \x03(\x0b\x32\x19.apagent.v1.NetworkStatus\x12\x0f\n\x07sysctls\x18\x11 \x03(\t\x12\x16\n\x0etunnel_address\x18\x12 \x01(\t\x12\x0f\n\x07repairs\x18\x13 \x01(\x04\x12)\n\x07\x61nchors\x18\x1e \x03(\x0b\x32\x18.apagent.v1.AnchorStatus\"\x83\x01\n\x0c\x41nchorStatus\x12\x0f\n\x07network\x18\x01 \x01(\t\x12\x0c\n\x04mode\x18\x02 \x01(\t\x12\x0f\n\x07trouble\x18\x03 \x01(\t\x12\x15\n\rtranslates_to\x18\x04 \x01(\t\x12\r\n\x05holds\x18\x05 \x03(\t\x12\r\n\x05\x66lows\x18\x06 \x01(\x04\x12\x0e\n\x06\x64\x65puty\x18\x07 \x01(\t\",\n\x0fSetDrainRequest\x12\r\n\x05\x64rain\x18\x01 \x01(\x08\x12\n\n\x02\x61p\x18\x02 \x01(\t\"\x10\n\x0eReclaimRequest\"\x82\x01\n\rNetworkStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x18\n\x10\x63lient_interface\x18\x02 \x01(\t\x12\x0e\n\x06prefix\x18\x03 \x01(\t\x12\x0f\n\x07gateway\x18\x04 \x01(\t\x12\x0b\n\x03vni\x18\x05 \x01(\r\x12\x0e\n\x06uplink\x18\x06 \x01(\t\x12\x0b\n\x03nat\x18\x07 \x01(\t\"\x12\n\x10ListPeersRequest\"4\n\x11ListPeersResponse\x12\x1f\n\x05peers\x18\x01 \x03(\x0b\x32\x10.apagent.v1.Peer\"\x91\x02\n\x04Peer\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x10\n\x08underlay\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x10\n\x08sessions\x18\x06 \x01(\x04\x12\x0f\n\x07\x63lients\x18\x07 \x01(\x04\x12\r\n\x05\x65poch\x18\x08 \x01(\x04\x12\x10\n\x08sequence\x18\t \x01(\x04\x12\x0f\n\x07refused\x18\n \x01(\x04\x12\x11\n\tsnapshots\x18\x0b \x01(\x04\x12\x0e\n\x06\x64\x65ltas\x18\x0c \x01(\x04\x12\x16\n\x0etunnel_address\x18\r \x01(\t\x12\x0e\n\x06tunnel\x18\x1e \x01(\t\x12\x0c\n\x04mode\x18\x1f \x01(\t\x12\r\n\x05holds\x18  \x03(\t\"\x14\n\x12ListClientsRequest\":\n\x13ListClientsResponse\x12#\n\x07\x63lients\x18\x01 \x03(\x0b\x32\x12.apagent.v1.Client\"\x89\x02\n\x06\x43lient\x12\x0f\n\x07network\x18\x01 \x01(\t\x12\x0b\n\x03mac\x18\x02 \x01(\t\x12\x11\n\taddresses\x18\x03 \x03(\t\x12\x12\n\nserving_ap\x18\x04 \x01(\t\x12\x12\n\ngeneration\x18\x05 \x01(\x04\x12>\n\x0f\x66lows_by_anchor\x18\x06 \x03(\x0b\x32%.apagent.v1.Client.FlowsByAnchorEntry\x12\x0f\n\x07since_s\x18\x07 \x01(\x01\x12\x1f\n\x05roams\x18\x08 \x03(\x0b\x32\x10.apagent.v1.Roam\x1a\x34\n\x12\x46lowsByAnchorEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"l\n\x04Roam\x12\x0f\n\x07\x66rom_ap\x18\x01 \x01(\t\x12\r\n\x05to_ap\x18\x02 \x01(\t\x12\x12\n\ngeneration\x18\x03 \x01(\x04\x12\x0e\n\x06source\x18\x04 \x01(\t\x12\x0c\n\x04time\x18\x05 \x01(\x01\x12\x12\n\nflows_kept\x18\x06 \x01(\x04\"\"\n\x10GetClientRequest\x12\x0e\n\x06\x63lient\x18\x01 \x01(\t\"D\n\x10ListFlowsRequest\x12\x0e\n\x06\x63lient\x18\x01 \x01(\t\x12\x0e\n\x06\x61nchor\x18\x02 \x01(\t\x12\x10\n\x08protocol\x18\x03 \x01(\t\"/\n\x08\x46lowList\x12#\n\x05\x66lows\x18\x01 \x03(\x0b\x32\x14.apagent.v1.FlowView\"\xd6\x01\n\x08\x46lowView\x12\x0f\n\x07network\x18\x01 \x01(\t\x12\x10\n\x08protocol\x18\x02 \x01(\t\x12\x0e\n\x06\x63lient\x18\x03 \x01(\t\x12\x13\n\x0b\x63lient_port\x18\x04 \x01(\r\x12\x0e\n\x06remote\x18\x05 \x01(\t\x12\x13\n\x0bremote_port\x18\x06 \x01(\r\x12\x0e\n\x06\x61nchor\x18\x07 \x01(\t\x12\x13\n\x0bnat_address\x18\x08 \x01(\t\x12\x10\n\x08nat_port\x18\t \x01(\r\x12\x12\n\nclient_mac\x18\n \x01(\t\x12\x12\n\nserving_ap\x18\x0b \x01(\t\"A\n\x10\x41ssociateRequest\x12\x0b\n\x03mac\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0f\n\x07network\x18\x03 \x01(\t\"#\n\x12WatchEventsRequest\x12\r\n\x05\x66lows\x18\x01 \x01(\x08\"\x99\x01\n\nAgentEvent\x12\x0c\n\x04time\x18\x01 \x01(\x01\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x32\n\x06\x66ields\x18\x04 \x03(\x0b\x32\".apagent.v1.AgentEvent.FieldsEntry\x1a-\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x32\xde\x04\n\x07\x43ontrol\x12=\n\tGetStatus\x12\x1c.apagent.v1.GetStatusRequest\x1a\x12.apagent.v1.Status\x12H\n\tListPeers\x12\x1c.apagent.v1.ListPeersRequest\x1a\x1d.apagent.v1.ListPeersResponse\x12N\n\x0bListClients\x12\x1e.apagent.v1.ListClientsRequest\x1a\x1f.apagent.v1.ListClientsResponse\x12=\n\tGetClient\x12\x1c.apagent.v1.GetClientRequest\x1a\x12.apagent.v1.Client\x12\x41\n\tListFlows\x12\x1c.apagent.v1.ListFlowsRequest\x1a\x14.apagent.v1.FlowList0\x01\x12=\n\tAssociate\x12\x1c.apagent.v1.AssociateRequest\x1a\x12.apagent.v1.Client\x12;\n\x08SetDrain\x12\x1b.apagent.v1.SetDrainRequest\x1a\x12.apagent.v1.Status\x12\x39\n\x07Reclaim\x12\x1a.apagent.v1.ReclaimRequest\x1a\x12.apagent.v1.Status\x12\x41\n\x05Watch\x12\x1e.apagent.v1.WatchEventsRequest\x1a\x16.apagent.v1.AgentEvent0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,41 +38,47 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSTATUSREQUEST']._serialized_start=40
   _globals['_GETSTATUSREQUEST']._serialized_end=58
   _globals['_STATUS']._serialized_start=61
-  _globals['_STATUS']._serialized_end=464
-  _globals['_NETWORKSTATUS']._serialized_start=467
-  _globals['_NETWORKSTATUS']._serialized_end=597
-  _globals['_LISTPEERSREQUEST']._serialized_start=599
-  _globals['_LISTPEERSREQUEST']._serialized_end=617
-  _globals['_LISTPEERSRESPONSE']._serialized_start=619
-  _globals['_LISTPEERSRESPONSE']._serialized_end=671
-  _globals['_PEER']._serialized_start=674
-  _globals['_PEER']._serialized_end=902
-  _globals['_LISTCLIENTSREQUEST']._serialized_start=904
-  _globals['_LISTCLIENTSREQUEST']._serialized_end=924
-  _globals['_LISTCLIENTSRESPONSE']._serialized_start=926
-  _globals['_LISTCLIENTSRESPONSE']._serialized_end=984
-  _globals['_CLIENT']._serialized_start=987
-  _globals['_CLIENT']._serialized_end=1252
-  _globals['_CLIENT_FLOWSBYANCHORENTRY']._serialized_start=1200
-  _globals['_CLIENT_FLOWSBYANCHORENTRY']._serialized_end=1252
-  _globals['_ROAM']._serialized_start=1254
-  _globals['_ROAM']._serialized_end=1362
-  _globals['_GETCLIENTREQUEST']._serialized_start=1364
-  _globals['_GETCLIENTREQUEST']._serialized_end=1398
-  _globals['_LISTFLOWSREQUEST']._serialized_start=1400
-  _globals['_LISTFLOWSREQUEST']._serialized_end=1468
-  _globals['_FLOWLIST']._serialized_start=1470
-  _globals['_FLOWLIST']._serialized_end=1517
-  _globals['_FLOWVIEW']._serialized_start=1520
-  _globals['_FLOWVIEW']._serialized_end=1734
-  _globals['_ASSOCIATEREQUEST']._serialized_start=1736
-  _globals['_ASSOCIATEREQUEST']._serialized_end=1801
-  _globals['_WATCHEVENTSREQUEST']._serialized_start=1803
-  _globals['_WATCHEVENTSREQUEST']._serialized_end=1838
-  _globals['_AGENTEVENT']._serialized_start=1841
-  _globals['_AGENTEVENT']._serialized_end=1994
-  _globals['_AGENTEVENT_FIELDSENTRY']._serialized_start=1949
-  _globals['_AGENTEVENT_FIELDSENTRY']._serialized_end=1994
-  _globals['_CONTROL']._serialized_start=1997
-  _globals['_CONTROL']._serialized_end=2483
+  _globals['_STATUS']._serialized_end=507
+  _globals['_ANCHORSTATUS']._serialized_start=510
+  _globals['_ANCHORSTATUS']._serialized_end=641
+  _globals['_SETDRAINREQUEST']._serialized_start=643
+  _globals['_SETDRAINREQUEST']._serialized_end=687
+  _globals['_RECLAIMREQUEST']._serialized_start=689
+  _globals['_RECLAIMREQUEST']._serialized_end=705
+  _globals['_NETWORKSTATUS']._serialized_start=708
+  _globals['_NETWORKSTATUS']._serialized_end=838
+  _globals['_LISTPEERSREQUEST']._serialized_start=840
+  _globals['_LISTPEERSREQUEST']._serialized_end=858
+  _globals['_LISTPEERSRESPONSE']._serialized_start=860
+  _globals['_LISTPEERSRESPONSE']._serialized_end=912
+  _globals['_PEER']._serialized_start=915
+  _globals['_PEER']._serialized_end=1188
+  _globals['_LISTCLIENTSREQUEST']._serialized_start=1190
+  _globals['_LISTCLIENTSREQUEST']._serialized_end=1210
+  _globals['_LISTCLIENTSRESPONSE']._serialized_start=1212
+  _globals['_LISTCLIENTSRESPONSE']._serialized_end=1270
+  _globals['_CLIENT']._serialized_start=1273
+  _globals['_CLIENT']._serialized_end=1538
+  _globals['_CLIENT_FLOWSBYANCHORENTRY']._serialized_start=1486
+  _globals['_CLIENT_FLOWSBYANCHORENTRY']._serialized_end=1538
+  _globals['_ROAM']._serialized_start=1540
+  _globals['_ROAM']._serialized_end=1648
+  _globals['_GETCLIENTREQUEST']._serialized_start=1650
+  _globals['_GETCLIENTREQUEST']._serialized_end=1684
+  _globals['_LISTFLOWSREQUEST']._serialized_start=1686
+  _globals['_LISTFLOWSREQUEST']._serialized_end=1754
+  _globals['_FLOWLIST']._serialized_start=1756
+  _globals['_FLOWLIST']._serialized_end=1803
+  _globals['_FLOWVIEW']._serialized_start=1806
+  _globals['_FLOWVIEW']._serialized_end=2020
+  _globals['_ASSOCIATEREQUEST']._serialized_start=2022
+  _globals['_ASSOCIATEREQUEST']._serialized_end=2087
+  _globals['_WATCHEVENTSREQUEST']._serialized_start=2089
+  _globals['_WATCHEVENTSREQUEST']._serialized_end=2124
+  _globals['_AGENTEVENT']._serialized_start=2127
+  _globals['_AGENTEVENT']._serialized_end=2280
+  _globals['_AGENTEVENT_FIELDSENTRY']._serialized_start=2235
+  _globals['_AGENTEVENT_FIELDSENTRY']._serialized_end=2280
+  _globals['_CONTROL']._serialized_start=2283
+  _globals['_CONTROL']._serialized_end=2889
 # @@protoc_insertion_point(module_scope)

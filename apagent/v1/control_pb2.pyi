@@ -11,7 +11,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Status(_message.Message):
-    __slots__ = ("ap", "version", "in_sync", "degraded", "uptime_s", "own_sessions", "peer_sessions", "clients_here", "clients_elsewhere", "clock", "tunnel_mtu", "tcp_mss", "leaked_packets", "reset_packets", "resyncs", "networks", "sysctls", "tunnel_address", "repairs")
+    __slots__ = ("ap", "version", "in_sync", "degraded", "uptime_s", "own_sessions", "peer_sessions", "clients_here", "clients_elsewhere", "clock", "tunnel_mtu", "tcp_mss", "leaked_packets", "reset_packets", "resyncs", "networks", "sysctls", "tunnel_address", "repairs", "anchors")
     AP_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     IN_SYNC_FIELD_NUMBER: _ClassVar[int]
@@ -31,6 +31,7 @@ class Status(_message.Message):
     SYSCTLS_FIELD_NUMBER: _ClassVar[int]
     TUNNEL_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     REPAIRS_FIELD_NUMBER: _ClassVar[int]
+    ANCHORS_FIELD_NUMBER: _ClassVar[int]
     ap: str
     version: str
     in_sync: bool
@@ -50,7 +51,38 @@ class Status(_message.Message):
     sysctls: _containers.RepeatedScalarFieldContainer[str]
     tunnel_address: str
     repairs: int
-    def __init__(self, ap: _Optional[str] = ..., version: _Optional[str] = ..., in_sync: _Optional[bool] = ..., degraded: _Optional[_Iterable[str]] = ..., uptime_s: _Optional[float] = ..., own_sessions: _Optional[int] = ..., peer_sessions: _Optional[int] = ..., clients_here: _Optional[int] = ..., clients_elsewhere: _Optional[int] = ..., clock: _Optional[int] = ..., tunnel_mtu: _Optional[int] = ..., tcp_mss: _Optional[int] = ..., leaked_packets: _Optional[int] = ..., reset_packets: _Optional[int] = ..., resyncs: _Optional[int] = ..., networks: _Optional[_Iterable[_Union[NetworkStatus, _Mapping]]] = ..., sysctls: _Optional[_Iterable[str]] = ..., tunnel_address: _Optional[str] = ..., repairs: _Optional[int] = ...) -> None: ...
+    anchors: _containers.RepeatedCompositeFieldContainer[AnchorStatus]
+    def __init__(self, ap: _Optional[str] = ..., version: _Optional[str] = ..., in_sync: _Optional[bool] = ..., degraded: _Optional[_Iterable[str]] = ..., uptime_s: _Optional[float] = ..., own_sessions: _Optional[int] = ..., peer_sessions: _Optional[int] = ..., clients_here: _Optional[int] = ..., clients_elsewhere: _Optional[int] = ..., clock: _Optional[int] = ..., tunnel_mtu: _Optional[int] = ..., tcp_mss: _Optional[int] = ..., leaked_packets: _Optional[int] = ..., reset_packets: _Optional[int] = ..., resyncs: _Optional[int] = ..., networks: _Optional[_Iterable[_Union[NetworkStatus, _Mapping]]] = ..., sysctls: _Optional[_Iterable[str]] = ..., tunnel_address: _Optional[str] = ..., repairs: _Optional[int] = ..., anchors: _Optional[_Iterable[_Union[AnchorStatus, _Mapping]]] = ...) -> None: ...
+
+class AnchorStatus(_message.Message):
+    __slots__ = ("network", "mode", "trouble", "translates_to", "holds", "flows", "deputy")
+    NETWORK_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    TROUBLE_FIELD_NUMBER: _ClassVar[int]
+    TRANSLATES_TO_FIELD_NUMBER: _ClassVar[int]
+    HOLDS_FIELD_NUMBER: _ClassVar[int]
+    FLOWS_FIELD_NUMBER: _ClassVar[int]
+    DEPUTY_FIELD_NUMBER: _ClassVar[int]
+    network: str
+    mode: str
+    trouble: str
+    translates_to: str
+    holds: _containers.RepeatedScalarFieldContainer[str]
+    flows: int
+    deputy: str
+    def __init__(self, network: _Optional[str] = ..., mode: _Optional[str] = ..., trouble: _Optional[str] = ..., translates_to: _Optional[str] = ..., holds: _Optional[_Iterable[str]] = ..., flows: _Optional[int] = ..., deputy: _Optional[str] = ...) -> None: ...
+
+class SetDrainRequest(_message.Message):
+    __slots__ = ("drain", "ap")
+    DRAIN_FIELD_NUMBER: _ClassVar[int]
+    AP_FIELD_NUMBER: _ClassVar[int]
+    drain: bool
+    ap: str
+    def __init__(self, drain: _Optional[bool] = ..., ap: _Optional[str] = ...) -> None: ...
+
+class ReclaimRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class NetworkStatus(_message.Message):
     __slots__ = ("name", "client_interface", "prefix", "gateway", "vni", "uplink", "nat")
@@ -81,7 +113,7 @@ class ListPeersResponse(_message.Message):
     def __init__(self, peers: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ...) -> None: ...
 
 class Peer(_message.Message):
-    __slots__ = ("id", "address", "underlay", "state", "reason", "sessions", "clients", "epoch", "sequence", "refused", "snapshots", "deltas", "tunnel_address")
+    __slots__ = ("id", "address", "underlay", "state", "reason", "sessions", "clients", "epoch", "sequence", "refused", "snapshots", "deltas", "tunnel_address", "tunnel", "mode", "holds")
     ID_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     UNDERLAY_FIELD_NUMBER: _ClassVar[int]
@@ -95,6 +127,9 @@ class Peer(_message.Message):
     SNAPSHOTS_FIELD_NUMBER: _ClassVar[int]
     DELTAS_FIELD_NUMBER: _ClassVar[int]
     TUNNEL_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    TUNNEL_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    HOLDS_FIELD_NUMBER: _ClassVar[int]
     id: str
     address: str
     underlay: str
@@ -108,7 +143,10 @@ class Peer(_message.Message):
     snapshots: int
     deltas: int
     tunnel_address: str
-    def __init__(self, id: _Optional[str] = ..., address: _Optional[str] = ..., underlay: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., sessions: _Optional[int] = ..., clients: _Optional[int] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., refused: _Optional[int] = ..., snapshots: _Optional[int] = ..., deltas: _Optional[int] = ..., tunnel_address: _Optional[str] = ...) -> None: ...
+    tunnel: str
+    mode: str
+    holds: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, id: _Optional[str] = ..., address: _Optional[str] = ..., underlay: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., sessions: _Optional[int] = ..., clients: _Optional[int] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., refused: _Optional[int] = ..., snapshots: _Optional[int] = ..., deltas: _Optional[int] = ..., tunnel_address: _Optional[str] = ..., tunnel: _Optional[str] = ..., mode: _Optional[str] = ..., holds: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ListClientsRequest(_message.Message):
     __slots__ = ()

@@ -64,6 +64,16 @@ class ControlStub:
                 request_serializer=apagent_dot_v1_dot_control__pb2.AssociateRequest.SerializeToString,
                 response_deserializer=apagent_dot_v1_dot_control__pb2.Client.FromString,
                 _registered_method=True)
+        self.SetDrain = channel.unary_unary(
+                '/apagent.v1.Control/SetDrain',
+                request_serializer=apagent_dot_v1_dot_control__pb2.SetDrainRequest.SerializeToString,
+                response_deserializer=apagent_dot_v1_dot_control__pb2.Status.FromString,
+                _registered_method=True)
+        self.Reclaim = channel.unary_unary(
+                '/apagent.v1.Control/Reclaim',
+                request_serializer=apagent_dot_v1_dot_control__pb2.ReclaimRequest.SerializeToString,
+                response_deserializer=apagent_dot_v1_dot_control__pb2.Status.FromString,
+                _registered_method=True)
         self.Watch = channel.unary_stream(
                 '/apagent.v1.Control/Watch',
                 request_serializer=apagent_dot_v1_dot_control__pb2.WatchEventsRequest.SerializeToString,
@@ -114,6 +124,22 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetDrain(self, request, context):
+        """Whether this AP is to anchor nothing, for its maintenance: new flows are anchored at a peer, and
+        those of a NAT address that can move go on at another AP. Status.anchors shows the progress.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Reclaim(self, request, context):
+        """Asks for this AP's own NAT addresses, with their flows, from whoever has taken them over.
+        INVALID_ARGUMENT: no network here has an address that can move.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Watch(self, request, context):
         """Live events from now on. A watcher that is too slow gets a `dropped` count instead of a queue.
         """
@@ -153,6 +179,16 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.Associate,
                     request_deserializer=apagent_dot_v1_dot_control__pb2.AssociateRequest.FromString,
                     response_serializer=apagent_dot_v1_dot_control__pb2.Client.SerializeToString,
+            ),
+            'SetDrain': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetDrain,
+                    request_deserializer=apagent_dot_v1_dot_control__pb2.SetDrainRequest.FromString,
+                    response_serializer=apagent_dot_v1_dot_control__pb2.Status.SerializeToString,
+            ),
+            'Reclaim': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reclaim,
+                    request_deserializer=apagent_dot_v1_dot_control__pb2.ReclaimRequest.FromString,
+                    response_serializer=apagent_dot_v1_dot_control__pb2.Status.SerializeToString,
             ),
             'Watch': grpc.unary_stream_rpc_method_handler(
                     servicer.Watch,
@@ -322,6 +358,60 @@ class Control:
             '/apagent.v1.Control/Associate',
             apagent_dot_v1_dot_control__pb2.AssociateRequest.SerializeToString,
             apagent_dot_v1_dot_control__pb2.Client.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetDrain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/apagent.v1.Control/SetDrain',
+            apagent_dot_v1_dot_control__pb2.SetDrainRequest.SerializeToString,
+            apagent_dot_v1_dot_control__pb2.Status.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reclaim(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/apagent.v1.Control/Reclaim',
+            apagent_dot_v1_dot_control__pb2.ReclaimRequest.SerializeToString,
+            apagent_dot_v1_dot_control__pb2.Status.FromString,
             options,
             channel_credentials,
             insecure,

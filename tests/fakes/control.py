@@ -8,6 +8,7 @@ from ipaddress import IPv4Address
 
 from apagent.control.views import (
     AgentEventView,
+    AnchorView,
     ClientView,
     FlowView,
     NetworkView,
@@ -18,6 +19,7 @@ from apagent.control.views import (
 from apagent.core.model import PROTOCOL_NAMES, ApId, Mac, NetworkName
 from apagent.errors import UnknownClient
 
+ANCHOR = AnchorView("lan", "active", "", "203.0.113.11", ("203.0.113.11",), 2, "")
 STATUS = StatusView(
     ap="ap1",
     version="9.8.7",
@@ -38,6 +40,7 @@ STATUS = StatusView(
     networks=(NetworkView("lan", "br-lan", "10.77.0.0/16", "10.77.0.1", 77, "wan", "masquerade"),),
     sysctls=("net.ipv4.ip_forward: 0 -> 1",),
     tunnel_address="100.127.0.1",
+    anchors=(ANCHOR,),
 )
 PEER = PeerView(
     id="ap2",
@@ -84,9 +87,15 @@ class FakeBackend:
         self.all_flows: tuple[FlowView, ...] = FLOWS
         self.associated: list[tuple[Mac, IPv4Address | None, NetworkName | None]] = []
         self.watchers: list[tuple[Callable[[AgentEventView], None], bool]] = []
+        self.drains = 2
+        """Flows that are left; one ends with each look at a draining AP."""
         self.on_watch: Callable[[], None] = lambda: None
 
     def status(self) -> StatusView:
+        (anchor,) = self.shown.anchors
+        if anchor.mode == "draining":
+            self.drains -= 1
+            self.shown = replace(self.shown, anchors=(replace(anchor, flows=max(0, self.drains)),))
         return self.shown
 
     def degrade(self, **changes: object) -> None:
@@ -120,6 +129,17 @@ class FakeBackend:
             raise ValueError(f"no network {network!r} is configured here; there is: lan")
         self.associated.append((mac, address, network))
         return replace(CLIENT, mac=mac)
+
+    def set_drain(self, ap: ApId | None, *, drain: bool) -> StatusView:
+        if ap not in (None, "ap1"):
+            raise ValueError(f"this is the agent of ap1: ask that of {ap} itself")
+        mode = "draining" if drain else "active"
+        anchor = replace(ANCHOR, mode=mode, flows=max(0, self.drains), deputy="ap2" * drain)
+        self.degrade(anchors=(anchor,))
+        return self.status()
+
+    def reclaim(self) -> StatusView:
+        raise ValueError("no network here has a NAT address that can move")
 
     def subscribe(
         self, callback: Callable[[AgentEventView], None], *, flows: bool

@@ -122,6 +122,39 @@ def test_status_tells_trouble_by_its_exit_code(
     assert "nft is gone" in ran.out or "in sync" in ran.out
 
 
+def test_a_drain_is_waited_for_and_says_how_far_it_is(
+    apctl: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("apagent.cli.drain_verbs.POLL_S", 0.01)
+    ran = apctl("drain", "ap1", "--wait", "-o", "json")
+    (anchor,) = json.loads(ran.out)
+    assert (ran.code, anchor["mode"], anchor["flows"], anchor["deputy"]) == (
+        0,
+        "draining",
+        0,
+        "ap2",
+    )
+    assert ran.err == "1 flows left\n"
+
+
+def test_a_drain_that_takes_too_long_goes_on(service: Service, apctl: Callable[..., Ran]) -> None:
+    service.backend.drains = 1000
+    ran = apctl("drain", "--wait", "--timeout", "0.2")
+    assert ran.code == ExitCode.UNFINISHED
+    assert "draining" in ran.out
+    assert "active" in apctl("undrain").out
+
+
+def test_another_aps_drain_is_refused(apctl: Callable[..., Ran]) -> None:
+    ran = apctl("drain", "ap2")
+    assert ran.code == ExitCode.USAGE
+    assert "this is the agent of ap1" in ran.err
+
+
+def test_what_has_no_address_that_moves_can_reclaim_none(apctl: Callable[..., Ran]) -> None:
+    assert apctl("reclaim").code == ExitCode.USAGE
+
+
 def test_lists_are_json_lists_and_jsonl_lines(apctl: Callable[..., Ran]) -> None:
     for verb, count in (("peers", 1), ("clients", 1), ("flows", 2)):
         as_list = json.loads(apctl(verb, "-o", "json").out)
