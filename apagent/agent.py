@@ -16,6 +16,7 @@ from ipaddress import IPv4Address
 
 from apagent.core.engine import Engine
 from apagent.core.events import (
+    ClientAged,
     ClientSeen,
     ClientsFound,
     Event,
@@ -75,10 +76,16 @@ class Agent:
         installed = self._kernel.read()
         events: list[Event] = [FlowsListed(self._flows.dump())]
         for name, state in installed.items():
-            events.append(KernelAdopted(name, state.flows, state.routes, state.neighbours))
-        events.extend(_found(self._clients.dump()))
-        self._shell.run(events)
-        self._reconciler.align(installed)
+            events.append(
+                KernelAdopted(
+                    name, state.flows, state.routes, state.neighbours, sockets=state.sockets
+                )
+            )
+        sightings = self._clients.dump()
+        events.extend(_found(sightings))
+        ours = {(n, mac) for n, state in installed.items() for mac in state.neighbours.values()}
+        events.extend(_aged(ours, sightings))
+        self._shell.run(events, lambda: self._reconciler.align(installed))
         own = sum(len(t.table(self._engine.me)) for t in self._engine.sessions.values())
         adopted = sum(len(state.flows) for state in installed.values())
         log.info(
@@ -129,15 +136,22 @@ class Agent:
             events: Iterable[Event] = self._clients.read()
         except EventsLost as lost:
             self._note_loss("bridge and neighbour", lost)
-            events = self._clients.dump()
+            events = self._list_clients()
         for event in events:
             self._shell.emit(event)
 
     def _find_interfaces(self) -> None:
         if self._clients.find_interfaces():
             log.info("a client interface is there anew; looking for its clients")
-            for event in self._clients.dump():
+            for event in self._list_clients():
                 self._shell.emit(event)
+
+    def _list_clients(self) -> list[ClientSeen | ClientAged]:
+        """Who is here, and who of those that we serve isn't any more, whatever we have missed."""
+        sightings = self._clients.dump()
+        me, tables = self._engine.me, self._engine.clients.items()
+        ours = {(name, c.claim.mac) for name, table in tables for c in table if c.claim.ap == me}
+        return [*sightings, *_aged(ours, sightings)]
 
     def _peer_sessions(self) -> int:
         tables = (table for each in self._engine.sessions.values() for table in each.all())
@@ -157,6 +171,12 @@ class Agent:
 
         collect = self._flows.collect_expired
         loop.run_in_executor(self._collector, self._guarded, collect).add_done_callback(plan_next)
+
+
+def _aged(ours: set[tuple[NetworkName, Mac]], sightings: Iterable[ClientSeen]) -> list[ClientAged]:
+    """The clients of ours that the bridge no longer knows: it won't report that they have aged."""
+    there = {(seen.network, seen.mac) for seen in sightings}
+    return [ClientAged(network, mac) for network, mac in sorted(ours - there)]
 
 
 def _found(sightings: Iterable[ClientSeen]) -> list[ClientsFound]:

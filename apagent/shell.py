@@ -80,13 +80,15 @@ class Shell:
         """Work off what waits; telling about it can wait until the peers have it."""
         events, self._waiting = self._waiting, []
         if events:
-            asyncio.get_running_loop().call_soon(self._tell, self._work_off(events))
+            asyncio.get_running_loop().call_soon(
+                self._tell, self._work_off(events, self._reconciler.flush)
+            )
 
-    def run(self, events: list[Event]) -> None:
-        """Work off `events` as one batch."""
-        self._tell(self._work_off(events))
+    def run(self, events: list[Event], install: Callable[[], object] | None = None) -> None:
+        """Work off `events` as one batch; `install`, if given, is how the kernel is changed."""
+        self._tell(self._work_off(events, install or self._reconciler.flush))
 
-    def _work_off(self, events: list[Event]) -> list[_Step]:
+    def _work_off(self, events: list[Event], install: Callable[[], object]) -> list[_Step]:
         """Do what a roam waits for, in this order.
 
         A client is welcome before the kernel knows that it is here: its grace would come too late
@@ -100,7 +102,7 @@ class Shell:
                 self._welcome(effect)
                 for delay_s in WELCOME_AGAIN_S:
                     self._later(delay_s, partial(self._welcome_again, effect))
-        self._reconciler.flush()
+        install()
         for effect in effects:
             self._carry_out(effect)
         return steps

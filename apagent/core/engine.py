@@ -67,6 +67,7 @@ from apagent.core.model import (
     advanced,
     client_of,
     stamped,
+    standing_of,
 )
 from apagent.core.roam import Verdict, judge
 from apagent.core.session_tables import UNKNOWN_NAT, SessionTables
@@ -208,6 +209,9 @@ class Engine:
         by_anchor: dict[ApId, dict[FlowKey, Nat]] = {}
         for key, ap in event.flows.items():
             by_anchor.setdefault(ap, {})[key] = UNKNOWN_NAT
+        for socket, ap in event.sockets.items():
+            # Which of its flows, or a port forward, holds the socket isn't known: any will do.
+            by_anchor.setdefault(ap, {})[standing_of(socket)] = UNKNOWN_NAT
         for ap in by_anchor.keys() & self.peers.keys():
             self.sessions[event.network].apply(ap, by_anchor[ap])
         self.clients[event.network].adopt_routes(

@@ -17,6 +17,7 @@ from apagent.core.model import (
     NetworkName,
     SessionChanges,
     Sessions,
+    SocketKey,
 )
 
 
@@ -87,6 +88,7 @@ class KernelAdopted:
     neighbours: Mapping[IPv4Address, Mac]
     addresses: frozenset[IPv4Address] = frozenset()
     """NAT addresses that we hold."""
+    sockets: Mapping[SocketKey, ApId] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,6 +150,11 @@ def socket_of(key: FlowKey) -> SocketKey:
     return SocketKey(key[:4] + key[8:11])
 
 
+def standing_of(socket: SocketKey) -> FlowKey:
+    """The standing session of a client's socket."""
+    return FlowKey(socket[:4] + _ANY_REMOTE + socket[4:] + bytes(2))
+
+
 SessionChanges = Mapping[FlowKey, Nat | None]
 """The net effect of a batch on an uplink session table: a new session, or None: it ended."""
 
