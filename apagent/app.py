@@ -52,7 +52,8 @@ def known_domain(config: Config, kernel: DataPath) -> Domain:
 async def run(config: Config) -> None:
     """Run the agent until SIGTERM or SIGINT. Raises NeedsError, KernelFault."""
     log.info("apagent %s starts as %s", __version__, config.ap)
-    kernel = LinuxDataPath()
+    later = asyncio.get_running_loop().call_later
+    kernel = LinuxDataPath(later)
     domain = find_domain(config, kernel)
     sysctls = kernel.prepare(domain).sysctls
     for line in sysctls:
@@ -62,7 +63,6 @@ async def run(config: Config) -> None:
     feed = FeedLog(int.from_bytes(os.urandom(7), "big"), lambda: _contents(engine))
     reconciler = Reconciler(kernel, domain, engine)
     flows = LinuxFlowMonitor(domain.networks)
-    later = asyncio.get_running_loop().call_later
     shell = Shell(engine, kernel, flows, reconciler, feed, later)
     shell.observers.append(_report_ready)
     agent = Agent(

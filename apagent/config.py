@@ -375,6 +375,16 @@ def _check_successors(config: Config) -> None:
             raise ConfigError(f"networks[{i}].successor: {network.successor} is no peer: {names}")
 
 
+def _check_nat_addresses(config: Config) -> None:
+    seen: dict[IPv4Address | None, int] = {}
+    for i, network in enumerate(config.networks):
+        if network.takeover and seen.setdefault(network.nat_address, i) != i:
+            raise ConfigError(
+                f"networks[{i}].nat: {network.nat_address} is used by "
+                f"networks[{seen[network.nat_address]}] too; with takeover give each its own"
+            )
+
+
 def _check_forwards(config: Config) -> None:
     seen: dict[tuple[str, int, int], str] = {}
     for i, network in enumerate(config.networks):
@@ -392,6 +402,7 @@ def _check_networks(config: Config) -> None:
         raise ConfigError("networks: is missing; add at least one [[networks]] table")
     _check_forwards(config)
     _check_successors(config)
+    _check_nat_addresses(config)
     for (i, one), (j, two) in combinations(enumerate(config.networks), 2):
         for key in ("name", "client_interface", "vni"):
             if getattr(one, key) == getattr(two, key):

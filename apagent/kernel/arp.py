@@ -1,4 +1,4 @@
-"""ARP announcements on a client interface: what clients should believe about who is where.
+"""ARP announcements: what clients, and routers beyond an uplink, should believe about who is where.
 
 A client that roams may hold stale entries: one for a client that was its neighbour and is behind
 the gateway now, or none for the gateway, if it flushed its cache when its carrier dropped. An
@@ -23,10 +23,12 @@ _NO_MAC = bytes(6)
 _REQUEST, _REPLY = 1, 2
 _FRAME = struct.Struct(">6s6sHHHBBH6s4s6s4s")
 _ETHERNET, _IPV4, _MAC_SIZE, _IPV4_SIZE = 1, 0x0800, 6, 4
+_ARPHRD_ETHER = 1
+"""linux/if_arp.h"""
 
 
 class ArpAnnouncer:
-    """Sends as the AP on one client interface. Raises KernelFault where that can't be done."""
+    """Sends as the AP on one interface. Raises KernelFault where that can't be done."""
 
     def __init__(self, interface: str) -> None:
         self._interface = interface
@@ -43,7 +45,7 @@ class ArpAnnouncer:
             self._send(us, to, _REPLY, announced, to, address)
 
     def tell_all(self, addresses: Iterable[IPv4Address]) -> None:
-        """Tell every client here that we answer for `addresses` (a gratuitous request each)."""
+        """Tell everybody here that we answer for `addresses` (a gratuitous request each)."""
         us = self._bind()
         for address in addresses:
             self._send(us, _BROADCAST, _REQUEST, address, _NO_MAC, address)
@@ -58,8 +60,10 @@ class ArpAnnouncer:
             self._socket.bind((self._interface, 0))
         except OSError as error:
             raise self._fault(error) from None
-        mac: bytes = self._socket.getsockname()[4]
-        return mac
+        _, _, _, kind, mac = self._socket.getsockname()
+        if kind != _ARPHRD_ETHER:
+            raise KernelFault(f"ARP on {self._interface}: it is no Ethernet interface")
+        return bytes(mac)
 
     def _send(
         self,

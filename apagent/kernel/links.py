@@ -31,7 +31,7 @@ _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINKINFO = 1, 3, 4, 18
 _IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
 _VXLAN_ID, _VXLAN_LOCAL, _VXLAN_LEARNING, _VXLAN_PORT = 1, 4, 7, 15
 _IFADDRMSG = struct.Struct("=BBBBI")
-_IFA_ADDRESS, _IFA_LOCAL = 1, 2
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_RT_PRIORITY = 1, 2, 9
 _U32 = struct.Struct("=I")
 
 
@@ -64,6 +64,8 @@ class Address(NamedTuple):
     ifindex: int
     local: IPv4Address
     length: int
+    metric: int = 0
+    """Of the routes that the kernel makes for it."""
 
 
 def links(netlink: Netlink) -> dict[str, Link]:
@@ -158,7 +160,8 @@ def parse_address(body: bytes) -> Address:
     _, length, _, _, index = _IFADDRMSG.unpack_from(body)
     found = dict(attributes(body, _IFADDRMSG.size))
     local = found.get(_IFA_LOCAL, found.get(_IFA_ADDRESS, bytes(4)))
-    return Address(index, IPv4Address(local), length)
+    (metric,) = _U32.unpack(found.get(_IFA_RT_PRIORITY, bytes(4)))
+    return Address(index, IPv4Address(local), length, metric)
 
 
 def add_address(address: Address, device: str) -> Message:
@@ -179,5 +182,8 @@ def _encode_address(address: Address) -> bytes:
     message["prefixlen"] = address.length
     message["index"] = address.ifindex
     text = str(address.local)
-    message["attrs"] = [("IFA_LOCAL", text), ("IFA_ADDRESS", text)]
+    attrs: list[tuple[str, object]] = [("IFA_LOCAL", text), ("IFA_ADDRESS", text)]
+    if address.metric:
+        attrs.append(("IFA_RT_PRIORITY", address.metric))
+    message["attrs"] = attrs
     return encode(message)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from ipaddress import IPv4Address
 
-from apagent.core.domain import Domain, Network
+from apagent.core.domain import Domain
 from apagent.core.model import ApId, Mac, NetworkName
-from apagent.kernel import neighbours, routing, rules, surroundings, sysctl, tunnel
+from apagent.errors import KernelFault
+from apagent.kernel import nat_addresses, neighbours, routing, rules, surroundings, sysctl, tunnel
 from apagent.kernel.arp import ArpAnnouncer
 from apagent.kernel.needs import missing_needs
 from apagent.kernel.nft import NftTable
@@ -24,15 +26,28 @@ _ALWAYS = 1
 _PROXY_DELAY = 10
 """Upper bound of a random delay, in hundredths of a second (USER_HZ)."""
 _GONE = frozenset({errno.ENOENT, errno.ESRCH})
+ANNOUNCE_AGAIN_S = (0.2, 2.0)
+"""When a NAT address is announced again: a broadcast may be lost (RFC 5227, section 2.3)."""
+
+Later = Callable[[float, Callable[[], None]], object]
+
+
+def _never(_delay_s: float, _callback: Callable[[], None]) -> None:
+    """For who has no event loop."""
 
 
 class LinuxDataPath:
-    """A `DataPath` (apagent.kernel.port) on the current network namespace."""
+    """A `DataPath` (apagent.kernel.port) on the current network namespace.
 
-    def __init__(self) -> None:
+    `later` calls something after a number of seconds, as an event loop's `call_later` does. Without
+    it a NAT address is announced only once.
+    """
+
+    def __init__(self, later: Later = _never) -> None:
         self._netlink = Netlink(_NETLINK_ROUTE)
         self._nft = NftTable()
-        self._announcers: dict[NetworkName, ArpAnnouncer] = {}
+        self._later = later
+        self._announcers: dict[str, ArpAnnouncer] = {}
         self._prepared: Domain | None = None
 
     def missing_needs(self, domain: Domain) -> list[str]:
@@ -54,6 +69,7 @@ class LinuxDataPath:
             tunnel.prepare_tunnels(self._netlink, domain)
             routing.prepare_routes(self._netlink, domain)
             rules.prepare_rules(self._netlink, domain)
+            nat_addresses.delete_strays(self._netlink, domain)
         self._prepared = domain
         return Prepared(_prepare_sysctls(domain), changed, fresh)
 
@@ -62,21 +78,27 @@ class LinuxDataPath:
         domain = self._domain
         states = self._nft.read(domain, session_maps=session_maps)
         host_routes = routing.read_host_routes(self._netlink, domain)
+        addresses = nat_addresses.read_addresses(self._netlink, domain)
         for network in domain.networks:
             state = states.setdefault(network.name, NetworkState())
             state.routes = host_routes[network.name]
             state.neighbours = neighbours.read_clients(self._netlink, domain, network)
+            state.addresses = addresses[network.name]
         return states
 
     def apply(self, deltas: Mapping[NetworkName, NetworkDelta]) -> None:
         """Install the changes: neighbours and routes in one batch, then sets and maps.
 
         A new neighbour entry comes before the routes and an old one goes after them, so that no
-        packet in between makes the kernel ask for the client by ARP. What one of the two refuses
-        doesn't keep the other from its part. Raises KernelFault.
+        packet in between makes the kernel ask for the client by ARP. A NAT address is there before
+        flows are translated to it, and until none is any more. What one step refuses doesn't keep
+        the others from their part. Raises KernelFault.
         """
-        with contextlib.ExitStack() as stack:
-            stack.callback(self._nft.apply, self._domain, deltas)
+        with contextlib.ExitStack() as last:
+            last.callback(self._announce_new, deltas)
+            last.callback(nat_addresses.delete, self._netlink, self._domain, deltas)
+            last.callback(self._nft.apply, self._domain, deltas)
+            last.callback(nat_addresses.install, self._netlink, self._domain, deltas)
             self._netlink.request(self._rtnetlink_batch(deltas), ignore=_GONE)
 
     def release_hold(self) -> None:
@@ -90,7 +112,7 @@ class LinuxDataPath:
         left = self._domain.network_by_name[network]
         neighbours.forget(self._netlink, left, [mac])
         if not left.isolate_clients:
-            self._announcer(left).tell_all(addresses)
+            self._announcer(left.client_interface).tell_all(addresses)
 
     def welcome_client(
         self,
@@ -104,8 +126,9 @@ class LinuxDataPath:
         own = list(addresses)
         self._nft.welcome(network, own)
         behind = () if joined.isolate_clients else elsewhere
+        announcer = self._announcer(joined.client_interface)
         for address in own:
-            self._announcer(joined).tell(mac, address, (joined.gateway, *behind))
+            announcer.tell(mac, address, (joined.gateway, *behind))
 
     def counters(self) -> Counters:
         """Read our counters. Raises KernelFault."""
@@ -136,6 +159,7 @@ class LinuxDataPath:
             *routing.remove_routes(self._netlink, domain),
             *tunnel.remove_tunnels(self._netlink, domain),
             *neighbours.remove_clients(self._netlink, domain),
+            *nat_addresses.remove_addresses(self._netlink, domain),
         ]
 
     def close(self) -> None:
@@ -151,10 +175,28 @@ class LinuxDataPath:
             raise RuntimeError("prepare comes first")
         return self._prepared
 
-    def _announcer(self, network: Network) -> ArpAnnouncer:
-        if network.name not in self._announcers:
-            self._announcers[network.name] = ArpAnnouncer(network.client_interface)
-        return self._announcers[network.name]
+    def _announcer(self, interface: str) -> ArpAnnouncer:
+        if interface not in self._announcers:
+            self._announcers[interface] = ArpAnnouncer(interface)
+        return self._announcers[interface]
+
+    def _announce_new(self, deltas: Mapping[NetworkName, NetworkDelta]) -> None:
+        for name, delta in deltas.items():
+            new = [address for address, change in delta.addresses.items() if change.new is not None]
+            if new:
+                self._announce(name, new)
+                for delay_s in ANNOUNCE_AGAIN_S:
+                    self._later(delay_s, partial(self._announce, name, new))
+
+    def _announce(self, name: NetworkName, addresses: Iterable[IPv4Address]) -> None:
+        """Tell the uplink's segment that we hold these addresses, if we do (still).
+
+        Where that can't be done, whoever asks by ARP gets the kernel's answer.
+        """
+        with contextlib.suppress(KernelFault):
+            held = nat_addresses.read_addresses(self._netlink, self._domain)[name]
+            uplink = self._domain.network_by_name[name].uplink
+            self._announcer(uplink).tell_all(a for a in addresses if a in held)
 
     def _rtnetlink_batch(self, deltas: Mapping[NetworkName, NetworkDelta]) -> list[Message]:
         install: list[Message] = []

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address
 
 from apagent.core.domain import Domain
 from apagent.errors import KernelFault
-from apagent.kernel import links, sysctl
+from apagent.kernel import links, nat_addresses, sysctl
 from apagent.kernel.links import Address, Link
 from apagent.kernel.wire import NLM_F_DUMP, Message, Netlink, attributes
 
@@ -63,11 +63,23 @@ def interfaces(netlink: Netlink, domain: Domain) -> Iterator[str]:
                 f"{clients.name} has lost the gateway's address {network.gateway} "
                 f"(networks[{i}].gateway): clients reach nothing; add it again"
             )
+        if network.takeover and network.nat_address is not None:
+            yield from _foreign_nat_address(f"networks[{i}].nat", network.nat_address, addresses)
     if not _has(addresses, domain.me.underlay):
         yield (
             f"no interface has the address {domain.me.underlay} (tunnel.underlay): nothing goes "
             "through the tunnel; add it again"
         )
+
+
+def _foreign_nat_address(key: str, nat: IPv4Address, addresses: Iterable[Address]) -> Iterator[str]:
+    for address in addresses:
+        if address.local == nat and not nat_addresses.is_ours(address):
+            yield (
+                f"{nat} ({key}) is configured on {nat_addresses.interface_of(address)}, but with "
+                "takeover the agent adds and removes it itself: remove it there, or two APs may "
+                "answer for it"
+            )
 
 
 def _interface(key: str, name: str, link: Link | None) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from itertools import pairwise
 
 import pytest
@@ -184,19 +184,60 @@ def test_new_flows_get_another_source(open_path: Open) -> None:
         assert path.read() == {LAN: new}
 
 
-def test_a_restarted_agent_finds_sources(open_path: Open) -> None:
+def test_nat_addresses_come_and_go(open_path: Open) -> None:
     path = open_path()
     path.prepare(TAKEOVER)
-    path.apply({LAN: NetworkDelta(sources={"wan": Change(None, OURS)})})
-    path = open_path()
-    path.prepare(TAKEOVER)
-    assert path.read() == {LAN: NetworkState(sources={"wan": OURS})}
+    both = {OURS: True, THEIRS: True}
+    for old, new in pairwise([{}, {OURS: True}, both, {THEIRS: True}, {}]):
+        path.apply({LAN: difference(NetworkState(addresses=old), NetworkState(addresses=new))})
+        assert path.read() == {LAN: NetworkState(addresses=new)}
 
 
-def test_sources_go_with_takeover(open_path: Open) -> None:
+def test_two_networks_have_nat_addresses_of_their_own(open_path: Open) -> None:
+    zoo = NetworkName("zoo")
+    other = replace(takeover(zoo), prefix=IPv4Network("10.78.0.0/16"), vni=78)
+    path = open_path()
+    path.prepare(domain(networks=(takeover(), other)))
+    path.apply(
+        {
+            LAN: NetworkDelta(addresses={OURS: Change(None, new=True)}),
+            zoo: NetworkDelta(addresses={THEIRS: Change(None, new=True)}),
+        }
+    )
+    assert path.read() == {
+        LAN: NetworkState(addresses={OURS: True}),
+        zoo: NetworkState(addresses={THEIRS: True}),
+    }
+
+
+def test_what_is_as_wanted_may_be_wanted_again(open_path: Open) -> None:
     path = open_path()
     path.prepare(TAKEOVER)
-    path.apply({LAN: NetworkDelta(sources={"wan": Change(None, OURS)})})
+    path.apply({LAN: NetworkDelta(addresses={THEIRS: Change(old=True, new=None)})})
+    for _ in range(2):
+        path.apply({LAN: NetworkDelta(addresses={OURS: Change(None, new=True)})})
+    assert path.read() == {LAN: NetworkState(addresses={OURS: True})}
+
+
+def test_a_restarted_agent_finds_sources_and_nat_addresses(open_path: Open) -> None:
+    path = open_path()
+    path.prepare(TAKEOVER)
+    delta = NetworkDelta(
+        sources={"wan": Change(None, OURS)}, addresses={THEIRS: Change(None, new=True)}
+    )
+    path.apply({LAN: delta})
+    path = open_path()
+    path.prepare(TAKEOVER)
+    assert path.read() == {LAN: NetworkState(sources={"wan": OURS}, addresses={THEIRS: True})}
+
+
+def test_sources_and_nat_addresses_go_with_takeover(open_path: Open) -> None:
+    path = open_path()
+    path.prepare(TAKEOVER)
+    delta = NetworkDelta(
+        sources={"wan": Change(None, OURS)}, addresses={THEIRS: Change(None, new=True)}
+    )
+    path.apply({LAN: delta})
     path = open_path()
     path.prepare(DOMAIN)
     assert path.read() == {LAN: NetworkState()}

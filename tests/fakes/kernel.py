@@ -95,7 +95,8 @@ class FakeDataPath:
         kernel.states = {n.name: kernel.states.get(n.name, NetworkState()) for n in domain.networks}
         for name, state in kernel.states.items():
             state.routes = {a: ap for a, ap in state.routes.items() if ap in domain.peer_by_id}
-            state.sources = state.sources if domain.network_by_name[name].takeover else {}
+            if not domain.network_by_name[name].takeover:
+                state.sources, state.addresses = {}, {}
             state.diverted = {
                 anchor: ap
                 for anchor, ap in state.diverted.items()
@@ -193,8 +194,8 @@ class FakeDataPath:
             raise fault
 
 
-_PARTS = ("neighbours", "routes", "sources", "known", "sockets", "flows", "diverted")
-"""Neighbours and routes first; sets and maps are the rest."""
+_PARTS = ("addresses", "neighbours", "routes", "sources", "known", "sockets", "flows", "diverted")
+"""Addresses, neighbours and routes first; sets and maps are the rest."""
 _STRICT = frozenset({"sources", "flows", "sockets", "known", "diverted"})
 """Sets and maps mind what is there."""
 _LEAD_TO: dict[str, Callable[[Domain], set[ApId]]] = {

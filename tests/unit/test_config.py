@@ -126,6 +126,14 @@ def test_networks_may_not_share(old: str, new: str, expected: str) -> None:
     assert str(refusal.value).startswith(expected)
 
 
+def test_networks_with_takeover_have_a_nat_address_each() -> None:
+    takeover = 'takeover = true\nnat = "203.0.113.21"\n'
+    first = GOOD.replace('nat = "masquerade"\n', takeover)
+    with pytest.raises(ConfigError, match=r"^networks\[1\]\.nat: .* used by networks\[0\] too"):
+        parse(first + SECOND + takeover)
+    assert parse(first + SECOND + takeover.replace("21", "22")).networks[1].takeover
+
+
 def test_overlapping_prefixes_are_refused() -> None:
     overlap = SECOND.replace("10.78.0.0/16", "10.77.8.0/24").replace("10.78.0.1", "10.77.8.1")
     with pytest.raises(ConfigError, match=r"^networks\[1\]\.prefix: .* overlaps 10\.77\.0\.0/16"):
