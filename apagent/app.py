@@ -28,6 +28,7 @@ from apagent.kernel.needs import underlay_mtu
 from apagent.kernel.port import DataPath
 from apagent.notify import notify
 from apagent.peers.client import PeerSubscription
+from apagent.peers.follower import Follower
 from apagent.peers.server import PeerFeedServer
 from apagent.reconcile import Reconciler
 from apagent.shell import Shell
@@ -75,7 +76,12 @@ async def run(config: Config) -> None:
         kernel.watch(),
     )
     subscriptions = [
-        PeerSubscription(config.ap, peer.id, peer.address, domain.networks, shell.emit)
+        PeerSubscription(
+            config.ap,
+            peer.address,
+            Follower(peer.id, domain.networks, engine.sessions),
+            shell.emit,
+        )
         for peer in config.peers
     ]
     backend = EngineBackend(engine, shell, agent, reconciler, kernel, subscriptions, sysctls)
@@ -91,7 +97,7 @@ async def run(config: Config) -> None:
         stack.push_async_callback(peer_server.stop)
         for subscription in subscriptions:
             await stack.enter_async_context(
-                _task(subscription.run(), f"feed of {subscription.peer}")
+                _task(subscription.run(), f"feed of {subscription.follower.peer}")
             )
         agent.listen(config.sync_timeout_s)
         log.info("listening for peers at %s, for apctl at %s", config.listen, config.socket)
@@ -102,7 +108,8 @@ async def run(config: Config) -> None:
 
 def _contents(engine: Engine) -> FeedContents:
     tables, claims = engine.snapshot()
-    return FeedContents(tables, claims, engine.clock, engine.anchoring.anchors.statement())
+    anchor = engine.anchoring.anchors.statement()
+    return FeedContents(tables, claims, engine.clock, anchor, engine.digests(engine.me))
 
 
 def _report_ready(_event: Event, effects: list[Effect]) -> None:

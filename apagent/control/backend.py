@@ -21,6 +21,7 @@ from apagent.control.views import (
 )
 from apagent.core.clients import Client
 from apagent.core.desired import ANY_ANCHOR
+from apagent.core.digest import checksum
 from apagent.core.domain import Network
 from apagent.core.effects import Effect
 from apagent.core.engine import Engine, PeerState, usable
@@ -100,6 +101,7 @@ class EngineBackend:
             sysctls=self._sysctls,
             tunnel_address=str(domain.me.tunnel_address),
             anchors=tuple(self._anchor_view(network) for network in domain.networks),
+            checksum=checksum(engine.digests(engine.me)),
         )
 
     def peers(self) -> list[PeerView]:
@@ -197,16 +199,17 @@ class EngineBackend:
             yield f"the kernel refuses the desired state: {self._reconciler.fault}"
         yield from self._agent.upkeep.degraded
         for subscription in self._subscriptions:
-            if self._engine.peers[subscription.peer] is not PeerState.IN_SYNC:
-                reason = subscription.reason or "it has not answered yet"
+            feed = subscription.follower
+            if self._engine.peers[feed.peer] is not PeerState.IN_SYNC:
+                reason = feed.reason or "it has not answered yet"
                 yield (
-                    f"peer {subscription.peer} at {subscription.endpoint} is "
-                    f"{self._engine.peers[subscription.peer]}: {reason}"
+                    f"peer {feed.peer} at {subscription.endpoint} is "
+                    f"{self._engine.peers[feed.peer]}: {reason}"
                 )
-            if subscription.peer in self._engine.anchoring.anchors.dead:
+            if feed.peer in self._engine.anchoring.anchors.dead:
                 yield (
-                    f"peer {subscription.peer} doesn't answer through the tunnel: it is down, or "
-                    f"the way to {self._engine.domain.peer_by_id[subscription.peer].underlay} is"
+                    f"peer {feed.peer} doesn't answer through the tunnel: it is down, or "
+                    f"the way to {self._engine.domain.peer_by_id[feed.peer].underlay} is"
                 )
 
     def _anchor_view(self, network: Network) -> AnchorView:
@@ -230,26 +233,31 @@ class EngineBackend:
         return max((anchors.mode_of(peer, name) for name in self._engine.sessions), key=modes.index)
 
     def _peer_view(self, subscription: PeerSubscription) -> PeerView:
-        engine, peer = self._engine, subscription.peer
+        engine, feed = self._engine, subscription.follower
+        peer = feed.peer
         return PeerView(
             id=peer,
             address=str(subscription.endpoint),
             underlay=str(engine.domain.peer_by_id[peer].underlay),
             state=engine.peers[peer],
-            reason=subscription.reason,
+            reason=feed.reason,
             sessions=sum(len(tables.table(peer)) for tables in engine.sessions.values()),
             clients=sum(
                 client.claim.ap == peer for table in engine.clients.values() for client in table
             ),
-            epoch=subscription.epoch,
-            sequence=subscription.sequence,
-            refused=subscription.refused,
-            snapshots=subscription.snapshots,
-            deltas=subscription.deltas,
+            epoch=feed.epoch,
+            sequence=feed.sequence,
+            refused=feed.refused,
+            snapshots=feed.snapshots,
+            deltas=feed.deltas,
             tunnel_address=str(engine.domain.peer_by_id[peer].tunnel_address),
             tunnel="dead" if peer in engine.anchoring.anchors.dead else "alive",
             mode=self._peer_mode(peer),
             holds=tuple(str(nat.address) for nat in engine.anchoring.anchors.holds_of(peer)),
+            checksum=checksum(engine.digests(peer)),
+            protocol_version=feed.version,
+            differences=feed.differences,
+            changes_received=feed.changes,
         )
 
     def _client_view(self, client: Client) -> ClientView:

@@ -55,6 +55,7 @@ class StatusView:
     sysctls: tuple[str, ...]
     tunnel_address: str
     repairs: int
+    checksum: str
     anchors: tuple[AnchorView, ...] = ()
 
 
@@ -75,6 +76,10 @@ class PeerView:
     snapshots: int
     deltas: int
     tunnel_address: str
+    checksum: str
+    protocol_version: int
+    differences: int
+    changes_received: int
     tunnel: str = "alive"
     mode: str = "active"
     holds: tuple[str, ...] = ()

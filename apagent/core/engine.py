@@ -19,6 +19,7 @@ from itertools import islice
 from apagent.core.anchoring import Anchoring
 from apagent.core.clients import Client, ClientTable, Move
 from apagent.core.desired import NetworkDelta, NetworkState, drain_changes, wanted
+from apagent.core.digest import TableDigest
 from apagent.core.domain import Domain, Network
 from apagent.core.effects import (
     Effect,
@@ -47,6 +48,7 @@ from apagent.core.events import (
     PeerConnected,
     PeerDelta,
     PeerDisconnected,
+    PeerPart,
     PeerSnapshot,
     ProbesAnswered,
     ReclaimRequested,
@@ -157,6 +159,10 @@ class Engine:
             claim for clients in self.clients.values() for claim in clients.own_claims()
         ]
 
+    def digests(self, ap: ApId) -> dict[NetworkName, TableDigest]:
+        """The digests of the sessions that `ap` anchors, by network."""
+        return {name: tables.digest(ap) for name, tables in self.sessions.items()}
+
     @singledispatchmethod
     def _handle(self, event: Event) -> None:
         raise TypeError(f"not an event: {event!r}")
@@ -260,9 +266,15 @@ class Engine:
         self._set_peer(event.peer, PeerState.LOST, event.reason)
 
     @_handle.register
+    def _(self, event: PeerPart) -> None:
+        for name, changes in event.tables.items():
+            self.sessions[name].apply(event.peer, changes)
+
+    @_handle.register
     def _(self, event: PeerSnapshot) -> None:
         for name, tables in self.sessions.items():
-            tables.replace(event.peer, event.tables.get(name, {}))
+            if event.tables is not None:
+                tables.replace(event.peer, event.tables.get(name, {}))
             self._release_silent(name)
         self._hear(event)
         for clients in self.clients.values():

@@ -112,10 +112,22 @@ class PeerSnapshot:
 
     peer: ApId
     clock: int
-    tables: Mapping[NetworkName, Sessions] = field(default_factory=dict)
+    tables: Mapping[NetworkName, Sessions] | None = field(default_factory=dict)
+    """None: by the parts that came before, the tables are right."""
     claims: tuple[Claim, ...] = ()
     anchor: AnchorStatement | None = None
     """None: the peer makes no such statements (version 1 of the feed)."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerPart:
+    """Some sessions from a snapshot of the peer's feed, whose rest is still on its way.
+
+    They hold at once. Whether that is all shows when the `PeerSnapshot` follows.
+    """
+
+    peer: ApId
+    tables: Mapping[NetworkName, SessionChanges] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +222,7 @@ Event = (
     | KernelAdopted
     | PeerConnected
     | PeerDisconnected
+    | PeerPart
     | PeerSnapshot
     | PeerDelta
     | SyncTimedOut

@@ -2,8 +2,9 @@
 
 The log keeps the latest changes only. A subscriber holds nothing here but its position: `since`
 gives it the next delta, with everything that piled up in between folded together, for as long as
-the log reaches back to it. After that it takes a snapshot. So a slow subscriber costs nothing, and
-the feed needs a fixed amount of memory however many there are.
+the log reaches back to it. After that it takes a snapshot, without what it can show by digests to
+hold already. So a slow subscriber costs nothing, and the feed needs a fixed amount of memory
+however many there are.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import NamedTuple
 
+from apagent.core.digest import Buckets, FeedDigest, TableDigest, feed_digest
 from apagent.core.model import (
     AnchorStatement,
     Claim,
@@ -28,16 +30,22 @@ from apagent.core.model import (
 CAPACITY = 65536
 """Changes that a feed remembers."""
 MAX_CHANGES = 512
-"""Changes in one delta at most: about 15 kB on the wire, and well under a millisecond to apply."""
+"""Changes in one delta at most: about 15 kB on the wire, and a millisecond to apply."""
+MAX_LOOKED_AT = 8192
+"""Sessions that are searched for those of some buckets before others may run: a millisecond."""
 
 
 class FeedContents(NamedTuple):
-    """Everything that the feed says at one moment. `clock` is the highest claim generation seen."""
+    """Everything that the feed says at one moment. `clock` is the highest claim generation seen.
+
+    Where nobody keeps `digests` of the tables, every snapshot is a whole one.
+    """
 
     tables: Mapping[NetworkName, Sessions]
     claims: Sequence[Claim]
     clock: int
     anchor: AnchorStatement = AnchorStatement()
+    digests: Mapping[NetworkName, TableDigest] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +63,26 @@ class FeedDelta:
 
 @dataclass(frozen=True, slots=True)
 class FeedSnapshot:
-    """Everything that the feed says at the position `sequence`."""
+    """Everything that the feed says at the position `sequence`.
+
+    Of the sessions, `pieces` gives those that the subscriber needs: all, or those in the buckets
+    that `differing` names.
+    """
 
     sequence: int
     contents: FeedContents
+    differing: Buckets | None = None
+
+    def pieces(self) -> Iterator[tuple[NetworkName, Sessions]]:
+        """The sessions, at most `MAX_CHANGES` at a time; a piece may be empty."""
+        for network, sessions in self.contents.tables.items():
+            items = iter(sessions.items())
+            if self.differing is None:
+                while whole := dict(islice(items, MAX_CHANGES)):
+                    yield network, whole
+                continue
+            while looked_at := tuple(islice(items, MAX_LOOKED_AT)):
+                yield from _pieces(network, looked_at, self.differing)
 
 
 class _Change(NamedTuple):
@@ -141,12 +165,22 @@ class FeedLog:
         tables, claims, anchor = _fold(chain.from_iterable(pieces))
         return FeedDelta(sequence, sequence + len(pieces), self._clock, tables, claims, anchor)
 
-    def snapshot(self) -> FeedSnapshot:
-        """All contents now, in a copy that later changes don't touch."""
-        tables, claims, clock, anchor = self._contents()
+    def snapshot(self, epoch: int = 0, held: FeedDigest | None = None) -> FeedSnapshot:
+        """All contents now, in a copy that later changes don't touch.
+
+        Sessions that the subscriber has are left out, if there is a digest of what it `held` at a
+        position in `epoch`. If that is another run's, it takes the generations of what is left out
+        for 0: that is what a new run says of all sessions that it finds.
+        """
+        tables, claims, clock, anchor, digests = self._contents()
         copies = {network: dict(sessions) for network, sessions in tables.items()}
         self._clock = max(self._clock, clock)
-        return FeedSnapshot(self.sequence, FeedContents(copies, tuple(claims), self._clock, anchor))
+        contents = FeedContents(copies, tuple(claims), self._clock, anchor)
+        if held is None or digests is None:
+            return FeedSnapshot(self.sequence, contents)
+        ours = feed_digest(digests, len(held.sessions))
+        differing = ours.differing(held, restarted=epoch != self.epoch)
+        return FeedSnapshot(self.sequence, contents, differing)
 
     def _forget_oldest(self) -> None:
         while self._size > self._capacity:
@@ -157,6 +191,15 @@ def _flat(tables: Mapping[NetworkName, SessionChanges]) -> Iterator[_Change]:
     for network, changes in tables.items():
         for key, nat in changes.items():
             yield _Change(network, key, nat)
+
+
+def _pieces(
+    network: NetworkName, sessions: Iterable[tuple[FlowKey, Nat]], wanted: Buckets
+) -> Iterator[tuple[NetworkName, Sessions]]:
+    found = iter([(key, nat) for key, nat in sessions if wanted.hold(key)])
+    yield network, dict(islice(found, MAX_CHANGES))
+    while more := dict(islice(found, MAX_CHANGES)):
+        yield network, more
 
 
 def _that_fit(pieces: Iterable[_Piece]) -> list[_Piece]:

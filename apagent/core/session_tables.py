@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from apagent.core.digest import TableDigest
 from apagent.core.model import (
     GENERATION,
     NAT_ADDRESS,
@@ -63,6 +64,7 @@ class SessionTables:
     def __init__(self, me: ApId, peers: Iterable[ApId]) -> None:
         self._me = me
         self._tables: dict[ApId, dict[FlowKey, Nat]] = {ap: {} for ap in sorted({me, *peers})}
+        self._digests = {ap: TableDigest() for ap in self._tables}
         self._sockets: dict[ApId, dict[SocketKey, int]] = {ap: {} for ap in self._tables}
         self._by_client: dict[bytes, dict[ApId, int]] = {}
         self._standing: dict[bytes, dict[ApId, int]] = {}
@@ -77,19 +79,24 @@ class SessionTables:
         """The sessions that `ap` anchors."""
         return self._tables[ap]
 
+    def digest(self, ap: ApId) -> TableDigest:
+        """The digest of the sessions that `ap` anchors, which follows every change."""
+        return self._digests[ap]
+
     def all(self) -> Iterator[tuple[ApId, Sessions]]:
         """Every anchor with its table, in the order of ids."""
         return iter(self._tables.items())
 
     def apply(self, ap: ApId, changes: SessionChanges) -> dict[FlowKey, Nat | None]:
         """Apply a batch to the table of `ap`; returns what really changed."""
-        table = self._tables[ap]
+        table, note = self._tables[ap], self._digests[ap].change
         effective: dict[FlowKey, Nat | None] = {}
         for key, nat in changes.items():
             old = table.get(key)
             if old == nat:
                 continue
             effective[key] = nat
+            note(key, old, nat)
             if nat is None:
                 self._close(ap, key)
             elif old is None:
@@ -102,10 +109,9 @@ class SessionTables:
 
     def replace(self, ap: ApId, sessions: Sessions) -> dict[FlowKey, Nat | None]:
         """Make the table of `ap` equal to `sessions`; returns the difference that was applied."""
-        difference: dict[FlowKey, Nat | None] = {
-            key: None for key in self._tables[ap] if key not in sessions
-        }
-        difference.update(sessions)
+        table = self._tables[ap]
+        difference: dict[FlowKey, Nat | None] = {key: None for key in table if key not in sessions}
+        difference.update((key, nat) for key, nat in sessions.items() if table.get(key) != nat)
         return self.apply(ap, difference)
 
     def anchor(self, key: FlowKey) -> ApId | None:

@@ -1,4 +1,4 @@
-"""The subscribing side of the feed: one peer's messages in, events for the engine out."""
+"""The subscribing side of the feed: connects to one peer, again and again, and follows it."""
 
 from __future__ import annotations
 
@@ -11,30 +11,26 @@ from typing import cast
 import grpc
 
 from apagent.config import Endpoint
-from apagent.core.domain import Network
-from apagent.core.engine import PeerState
-from apagent.core.events import PeerConnected, PeerDelta, PeerDisconnected, PeerSnapshot
+from apagent.core.events import PeerPart
 from apagent.core.model import ApId
 from apagent.errors import PeerFault
-from apagent.peers.convert import PROTOCOL_VERSION, PeerReader, Statements
 from apagent.peers.credentials import channel
+from apagent.peers.follower import Follower, PeerEvent
 from apagent.peers.keepalive import KEEPALIVE, Keepalive
-from apagent.peers.snapshot import SnapshotParts
 from apagent.v1 import peer_pb2 as pb
 from apagent.v1 import peer_pb2_grpc
-
-PeerEvent = PeerConnected | PeerSnapshot | PeerDelta | PeerDisconnected
 
 
 @dataclass(slots=True)
 class Backoff:
     """How long to wait before the next attempt: doubling up to a limit, a random part of it off.
 
-    `jitter` draws from 0 to 1. Peers that lost the same AP at once come back spread out.
+    `jitter` draws from 0 to 1. Peers that lost the same AP at once come back spread out. The limit
+    is what a healed partition may cost: an attempt that nobody answers is a packet or two.
     """
 
     first_s: float = 0.2
-    limit_s: float = 5.0
+    limit_s: float = 1.0
     jitter: Callable[[], float] = random.random
     _next_s: float = 0.0
 
@@ -51,46 +47,29 @@ class Backoff:
 class PeerSubscription:
     """Follows the feed of one peer for as long as `run` runs.
 
-    `emit` gets a PeerConnected when the peer has answered, then snapshots and deltas in the order
-    of the feed, and a PeerDisconnected when it broke. After a break a new attempt goes on where the
-    last one stopped; after a fault of the peer it starts from a snapshot.
+    `emit` gets a PeerConnected when the peer has answered, then what its `follower` makes of the
+    feed, in order, and a PeerDisconnected when it broke. After a break a new attempt goes on where
+    the last one stopped; after a fault of the peer it starts from a snapshot.
     """
 
-    def __init__(  # noqa: PLR0913 - the last three are there to be replaced in tests
+    def __init__(
         self,
         me: ApId,
-        peer: ApId,
         endpoint: Endpoint,
-        networks: Iterable[Network],
+        follower: Follower,
         emit: Callable[[PeerEvent], None],
         *,
         backoff: Backoff | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         keepalive: Keepalive = KEEPALIVE,
     ) -> None:
-        self.peer = peer
         self.endpoint = endpoint
-        self.state = PeerState.CONNECTING
-        self.reason = ""
-        """Why the feed broke last; empty while it runs."""
-        self.epoch = 0
-        self.sequence = 0
-        """The position up to which the feed has been emitted."""
-        self.snapshots = 0
-        self.deltas = 0
+        self.follower = follower
         self._me = me
-        self._reader = PeerReader(peer, networks)
         self._emit = emit
         self._backoff = backoff or Backoff()
         self._sleep = sleep
         self._keepalive = keepalive
-        self._connected = False
-        self._parts: SnapshotParts | None = None
-
-    @property
-    def refused(self) -> int:
-        """Statements of this peer that were refused."""
-        return self._reader.refused
 
     async def run(self) -> None:
         """Follow the feed until cancelled."""
@@ -98,86 +77,31 @@ class PeerSubscription:
             try:
                 await self._follow()
             except grpc.aio.AioRpcError as error:
-                self._lose(_text(error))
+                await self._tell(self.follower.lose(_text(error)))
             except PeerFault as fault:
-                self._lose(str(fault))
-                self.epoch = self.sequence = 0
+                await self._tell(self.follower.lose(str(fault)))
+                self.follower.start_over()
             await self._sleep(self._backoff.next_s())
 
     async def _follow(self) -> None:
         """Subscribe once. Raises AioRpcError or PeerFault when the feed breaks."""
-        self._parts = None
-        request = pb.WatchRequest(
-            subscriber=self._me,
-            epoch=self.epoch,
-            sequence=self.sequence,
-            protocol_version=PROTOCOL_VERSION,
-        )
         async with channel(self.endpoint, self._keepalive.channel_options) as peer:
-            call = peer_pb2_grpc.PeerFeedStub(peer).Watch(request)
+            call = peer_pb2_grpc.PeerFeedStub(peer).Watch(self.follower.request(self._me))
             try:
                 async for message in cast(AsyncIterable[pb.FeedMessage], call):
-                    self._take_untrusted(message)
+                    await self._tell(self.follower.take_untrusted(message))
+                    if self.follower.in_sync:
+                        self._backoff.reset()
             finally:
                 call.cancel()
-        raise PeerFault(f"peer {self.peer}: ended its feed without an error")
+        raise PeerFault(f"peer {self.follower.peer}: ended its feed without an error")
 
-    def _take_untrusted(self, message: pb.FeedMessage) -> None:
-        statements = self._reader.read_untrusted(message)
-        if message.kind == pb.FeedMessage.KIND_DELTA:
-            self._take_delta_untrusted(message, statements)
-        elif message.kind in (pb.FeedMessage.KIND_SNAPSHOT_PART, pb.FeedMessage.KIND_SNAPSHOT_END):
-            self._take_snapshot_untrusted(message, statements)
-        else:
-            raise PeerFault(f"peer {self.peer}: sent a message of unknown kind {message.kind}")
-
-    def _take_delta_untrusted(self, message: pb.FeedMessage, statements: Statements) -> None:
-        position = (message.epoch, message.follows)
-        if (
-            self._parts is not None
-            or position != (self.epoch, self.sequence)
-            or message.sequence < message.follows
-        ):
-            raise PeerFault(
-                f"peer {self.peer}: sent a delta from {message.follows} to {message.sequence} "
-                f"of epoch {message.epoch}, expected one from {self.sequence} of {self.epoch}"
-            )
-        self._connect()
-        self.deltas += 1
-        self._reach(message)
-        self._emit(PeerDelta(self.peer, message.clock, *statements))
-
-    def _take_snapshot_untrusted(self, message: pb.FeedMessage, statements: Statements) -> None:
-        self._connect()
-        if self._parts is None:
-            self.state = PeerState.SYNCING
-            self._parts = SnapshotParts(self.peer, message.epoch, message.sequence)
-        self._parts.add_untrusted(message.epoch, message.sequence, statements)
-        if message.kind != pb.FeedMessage.KIND_SNAPSHOT_END:
-            return
-        parts, self._parts = self._parts, None
-        self.snapshots += 1
-        self._reach(message)
-        claims = tuple(parts.claims)
-        self._emit(PeerSnapshot(self.peer, message.clock, parts.tables, claims, statements.anchor))
-
-    def _connect(self) -> None:
-        if not self._connected:
-            self._connected = True
-            self.state, self.reason = PeerState.SYNCING, ""
-            self._emit(PeerConnected(self.peer))
-
-    def _reach(self, message: pb.FeedMessage) -> None:
-        self.epoch, self.sequence = message.epoch, message.sequence
-        self.state = PeerState.IN_SYNC
-        self._backoff.reset()
-
-    def _lose(self, reason: str) -> None:
-        self.reason = reason
-        if self._connected:
-            self._connected = False
-            self.state = PeerState.LOST
-            self._emit(PeerDisconnected(self.peer, reason))
+    async def _tell(self, events: Iterable[PeerEvent]) -> None:
+        """Emit the events; those of a snapshot's parts let others run in between."""
+        for event in events:
+            self._emit(event)
+            if isinstance(event, PeerPart):
+                await asyncio.sleep(0)
 
 
 def _text(error: grpc.aio.AioRpcError) -> str:

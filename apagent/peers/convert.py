@@ -16,6 +16,7 @@ from ipaddress import IPv4Address
 from itertools import islice
 from typing import NamedTuple
 
+from apagent.core.digest import BUCKETS, FeedDigest
 from apagent.core.domain import Network
 from apagent.core.feed import MAX_CHANGES, FeedDelta, FeedSnapshot
 from apagent.core.model import (
@@ -37,9 +38,9 @@ from apagent.core.model import (
     SessionChanges,
 )
 from apagent.errors import PeerFault
+from apagent.peers import versions
 from apagent.v1 import peer_pb2 as pb
 
-PROTOCOL_VERSION = 1
 GENERATION_LIMIT = 1 << 63
 """Generations and clocks are below it, so that one more always fits the 64 bits on the wire."""
 MAX_ADDRESSES = 64
@@ -148,10 +149,10 @@ class PeerReader:
                 f"peer {self._peer}: its feed says it is {message.ap!r:.40}: "
                 "check the id and the address of this peer in both configurations"
             )
-        if message.protocol_version != PROTOCOL_VERSION:
+        if not versions.LOWEST <= message.protocol_version <= versions.HIGHEST:
             raise PeerFault(
                 f"peer {self._peer}: speaks version {message.protocol_version} of the feed, "
-                f"this agent {PROTOCOL_VERSION}: bring both to the same release"
+                f"this agent {versions.ours()}: bring both to the same release"
             )
         if message.clock >= GENERATION_LIMIT:
             raise PeerFault(f"peer {self._peer}: its clock {message.clock} is out of range")
@@ -288,48 +289,66 @@ class PeerReader:
             self._unlogged = 0
 
 
-def delta_message(ap: ApId, epoch: int, delta: FeedDelta) -> pb.FeedMessage:
+def held_untrusted(request: pb.WatchRequest) -> FeedDigest | None:
+    """What the subscriber shows to hold; None: nothing, or no digests that an agent would send."""
+    sessions, generations = request.held.sessions, request.held.generations
+    total = len(sessions)
+    if not 0 < total <= BUCKETS or total & (total - 1) or len(generations) != total:
+        return None
+    return FeedDigest(tuple(sessions), tuple(generations))
+
+
+def digest_message(digest: FeedDigest) -> pb.Digest:
+    """`digest` for the one that it is about."""
+    return pb.Digest(sessions=digest.sessions, generations=digest.generations)
+
+
+def delta_message(ap: ApId, version: int, epoch: int, delta: FeedDelta) -> pb.FeedMessage:
     """`delta` of the feed of `ap`, for its subscribers."""
     return pb.FeedMessage(
         kind=pb.FeedMessage.KIND_DELTA,
         ap=ap,
-        protocol_version=PROTOCOL_VERSION,
+        protocol_version=version,
         epoch=epoch,
         follows=delta.follows,
         sequence=delta.sequence,
         clock=delta.clock,
         tables=[_table(name, changes) for name, changes in delta.tables.items()],
         claims=[_claim(claim) for claim in delta.claims],
-        anchor=None if delta.anchor is None else _anchor(delta.anchor),
+        anchor=_anchor(delta.anchor) if delta.anchor and version >= versions.WITH_ANCHORS else None,
     )
 
 
-def snapshot_messages(ap: ApId, epoch: int, snapshot: FeedSnapshot) -> Iterator[pb.FeedMessage]:
+def snapshot_messages(
+    ap: ApId, version: int, epoch: int, snapshot: FeedSnapshot
+) -> Iterator[pb.FeedMessage]:
     """`snapshot` of the feed of `ap`, in messages of some hundred statements each."""
-    contents = snapshot.contents
 
-    def message(kind: pb.FeedMessage.Kind, table: pb.TableChanges | None = None) -> pb.FeedMessage:
+    def message(kind: pb.FeedMessage.Kind) -> pb.FeedMessage:
         return pb.FeedMessage(
             kind=kind,
             ap=ap,
-            protocol_version=PROTOCOL_VERSION,
+            protocol_version=version,
             epoch=epoch,
             sequence=snapshot.sequence,
-            clock=contents.clock,
-            tables=[] if table is None else [table],
+            clock=snapshot.contents.clock,
         )
 
-    for name, sessions in contents.tables.items():
-        items = iter(sessions.items())
-        while part := dict(islice(items, MAX_CHANGES)):
-            yield message(pb.FeedMessage.KIND_SNAPSHOT_PART, _table(name, part))
-    claims = map(_claim, contents.claims)
+    for name, sessions in snapshot.pieces():
+        part = message(pb.FeedMessage.KIND_SNAPSHOT_PART)
+        part.tables.append(_table(name, sessions))
+        yield part
+    claims = map(_claim, snapshot.contents.claims)
     while some := list(islice(claims, MAX_CHANGES)):
-        part_of_claims = message(pb.FeedMessage.KIND_SNAPSHOT_PART)
-        part_of_claims.claims.extend(some)
-        yield part_of_claims
+        part = message(pb.FeedMessage.KIND_SNAPSHOT_PART)
+        part.claims.extend(some)
+        yield part
     last = message(pb.FeedMessage.KIND_SNAPSHOT_END)
-    last.anchor.CopyFrom(_anchor(contents.anchor))
+    if snapshot.differing is not None:
+        last.kind = pb.FeedMessage.KIND_DIFFERENCE_END
+        last.differing.extend(sorted(snapshot.differing.numbers))
+    if version >= versions.WITH_ANCHORS:
+        last.anchor.CopyFrom(_anchor(snapshot.contents.anchor))
     yield last
 
 

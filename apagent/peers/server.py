@@ -1,4 +1,7 @@
-"""The serving side of the feed: each subscriber gets a snapshot where needed, then deltas."""
+"""The serving side of the feed: each subscriber gets a snapshot where needed, then deltas.
+
+Every message is an await, so that a large snapshot holds up nobody else.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,10 @@ import grpc
 from apagent.config import Endpoint
 from apagent.core.feed import FeedLog
 from apagent.core.model import ApId
-from apagent.peers.convert import PROTOCOL_VERSION, delta_message, snapshot_messages
+from apagent.peers import versions
 from apagent.peers.credentials import server_port
 from apagent.peers.keepalive import KEEPALIVE, Keepalive
+from apagent.peers.publisher import Publisher
 from apagent.v1 import peer_pb2 as pb
 from apagent.v1 import peer_pb2_grpc
 
@@ -35,39 +39,32 @@ class _PeerFeed(peer_pb2_grpc.PeerFeedServicer):
     async def Watch(  # noqa: N802 - the name in the proto file
         self, request: pb.WatchRequest, context: _Context
     ) -> AsyncIterator[pb.FeedMessage]:
-        if request.protocol_version < PROTOCOL_VERSION:
+        version = versions.in_use(request.protocol_version)
+        if version is None:
             await context.abort(
                 grpc.StatusCode.FAILED_PRECONDITION,
-                f"this agent speaks version {PROTOCOL_VERSION} of the feed, "
+                f"this agent speaks {versions.ours()} of the feed, "
                 f"not {request.protocol_version}: bring both to the same release",
             )
-        _log.info("peer %.40r subscribes from %s", request.subscriber, context.peer())
+            raise AssertionError("abort returned")
+        _log.info(
+            "peer %.40r subscribes from %s, version %d",
+            request.subscriber,
+            context.peer(),
+            version,
+        )
+        publisher = Publisher(self._ap, self._feed, version, request)
         appended = asyncio.Event()
         unsubscribe = self._feed.subscribe(appended.set)
         try:
-            async for message in self._stream(request.epoch, request.sequence, appended):
-                yield message
+            while True:
+                appended.clear()
+                for message in publisher.news():
+                    yield message
+                await appended.wait()
         finally:
             unsubscribe()
             _log.info("the feed of peer %.40r ended", request.subscriber)
-
-    async def _stream(
-        self, epoch: int, sequence: int, appended: asyncio.Event
-    ) -> AsyncIterator[pb.FeedMessage]:
-        feed = self._feed
-        while True:
-            appended.clear()
-            delta = feed.since(epoch, sequence)
-            if delta is None:
-                snapshot = feed.snapshot()
-                for message in snapshot_messages(self._ap, feed.epoch, snapshot):
-                    yield message
-                epoch, sequence = feed.epoch, snapshot.sequence
-            else:
-                yield delta_message(self._ap, epoch, delta)
-                sequence = delta.sequence
-            if sequence == feed.sequence:
-                await appended.wait()
 
 
 class PeerFeedServer:

@@ -11,7 +11,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Status(_message.Message):
-    __slots__ = ("ap", "version", "in_sync", "degraded", "uptime_s", "own_sessions", "peer_sessions", "clients_here", "clients_elsewhere", "clock", "tunnel_mtu", "tcp_mss", "leaked_packets", "reset_packets", "resyncs", "networks", "sysctls", "tunnel_address", "repairs", "anchors")
+    __slots__ = ("ap", "version", "in_sync", "degraded", "uptime_s", "own_sessions", "peer_sessions", "clients_here", "clients_elsewhere", "clock", "tunnel_mtu", "tcp_mss", "leaked_packets", "reset_packets", "resyncs", "networks", "sysctls", "tunnel_address", "repairs", "anchors", "checksum")
     AP_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     IN_SYNC_FIELD_NUMBER: _ClassVar[int]
@@ -32,6 +32,7 @@ class Status(_message.Message):
     TUNNEL_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     REPAIRS_FIELD_NUMBER: _ClassVar[int]
     ANCHORS_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     ap: str
     version: str
     in_sync: bool
@@ -52,7 +53,8 @@ class Status(_message.Message):
     tunnel_address: str
     repairs: int
     anchors: _containers.RepeatedCompositeFieldContainer[AnchorStatus]
-    def __init__(self, ap: _Optional[str] = ..., version: _Optional[str] = ..., in_sync: _Optional[bool] = ..., degraded: _Optional[_Iterable[str]] = ..., uptime_s: _Optional[float] = ..., own_sessions: _Optional[int] = ..., peer_sessions: _Optional[int] = ..., clients_here: _Optional[int] = ..., clients_elsewhere: _Optional[int] = ..., clock: _Optional[int] = ..., tunnel_mtu: _Optional[int] = ..., tcp_mss: _Optional[int] = ..., leaked_packets: _Optional[int] = ..., reset_packets: _Optional[int] = ..., resyncs: _Optional[int] = ..., networks: _Optional[_Iterable[_Union[NetworkStatus, _Mapping]]] = ..., sysctls: _Optional[_Iterable[str]] = ..., tunnel_address: _Optional[str] = ..., repairs: _Optional[int] = ..., anchors: _Optional[_Iterable[_Union[AnchorStatus, _Mapping]]] = ...) -> None: ...
+    checksum: str
+    def __init__(self, ap: _Optional[str] = ..., version: _Optional[str] = ..., in_sync: _Optional[bool] = ..., degraded: _Optional[_Iterable[str]] = ..., uptime_s: _Optional[float] = ..., own_sessions: _Optional[int] = ..., peer_sessions: _Optional[int] = ..., clients_here: _Optional[int] = ..., clients_elsewhere: _Optional[int] = ..., clock: _Optional[int] = ..., tunnel_mtu: _Optional[int] = ..., tcp_mss: _Optional[int] = ..., leaked_packets: _Optional[int] = ..., reset_packets: _Optional[int] = ..., resyncs: _Optional[int] = ..., networks: _Optional[_Iterable[_Union[NetworkStatus, _Mapping]]] = ..., sysctls: _Optional[_Iterable[str]] = ..., tunnel_address: _Optional[str] = ..., repairs: _Optional[int] = ..., anchors: _Optional[_Iterable[_Union[AnchorStatus, _Mapping]]] = ..., checksum: _Optional[str] = ...) -> None: ...
 
 class AnchorStatus(_message.Message):
     __slots__ = ("network", "mode", "trouble", "translates_to", "holds", "flows", "deputy")
@@ -113,7 +115,7 @@ class ListPeersResponse(_message.Message):
     def __init__(self, peers: _Optional[_Iterable[_Union[Peer, _Mapping]]] = ...) -> None: ...
 
 class Peer(_message.Message):
-    __slots__ = ("id", "address", "underlay", "state", "reason", "sessions", "clients", "epoch", "sequence", "refused", "snapshots", "deltas", "tunnel_address", "tunnel", "mode", "holds")
+    __slots__ = ("id", "address", "underlay", "state", "reason", "sessions", "clients", "epoch", "sequence", "refused", "snapshots", "deltas", "tunnel_address", "tunnel", "mode", "holds", "checksum", "protocol_version", "differences", "changes_received")
     ID_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     UNDERLAY_FIELD_NUMBER: _ClassVar[int]
@@ -130,6 +132,10 @@ class Peer(_message.Message):
     TUNNEL_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
     HOLDS_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    DIFFERENCES_FIELD_NUMBER: _ClassVar[int]
+    CHANGES_RECEIVED_FIELD_NUMBER: _ClassVar[int]
     id: str
     address: str
     underlay: str
@@ -146,7 +152,11 @@ class Peer(_message.Message):
     tunnel: str
     mode: str
     holds: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, id: _Optional[str] = ..., address: _Optional[str] = ..., underlay: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., sessions: _Optional[int] = ..., clients: _Optional[int] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., refused: _Optional[int] = ..., snapshots: _Optional[int] = ..., deltas: _Optional[int] = ..., tunnel_address: _Optional[str] = ..., tunnel: _Optional[str] = ..., mode: _Optional[str] = ..., holds: _Optional[_Iterable[str]] = ...) -> None: ...
+    checksum: str
+    protocol_version: int
+    differences: int
+    changes_received: int
+    def __init__(self, id: _Optional[str] = ..., address: _Optional[str] = ..., underlay: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., sessions: _Optional[int] = ..., clients: _Optional[int] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., refused: _Optional[int] = ..., snapshots: _Optional[int] = ..., deltas: _Optional[int] = ..., tunnel_address: _Optional[str] = ..., tunnel: _Optional[str] = ..., mode: _Optional[str] = ..., holds: _Optional[_Iterable[str]] = ..., checksum: _Optional[str] = ..., protocol_version: _Optional[int] = ..., differences: _Optional[int] = ..., changes_received: _Optional[int] = ...) -> None: ...
 
 class ListClientsRequest(_message.Message):
     __slots__ = ()

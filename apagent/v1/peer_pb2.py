@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x61pagent/v1/peer.proto\x12\napagent.v1\"]\n\x0cWatchRequest\x12\x12\n\nsubscriber\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\x18\n\x10protocol_version\x18\x04 \x01(\r\"\xf7\x02\n\x0b\x46\x65\x65\x64Message\x12*\n\x04kind\x18\x01 \x01(\x0e\x32\x1c.apagent.v1.FeedMessage.Kind\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\r\n\x05\x63lock\x18\x04 \x01(\x04\x12(\n\x06tables\x18\x05 \x03(\x0b\x32\x18.apagent.v1.TableChanges\x12!\n\x06\x63laims\x18\x06 \x03(\x0b\x32\x11.apagent.v1.Claim\x12\n\n\x02\x61p\x18\x07 \x01(\t\x12\x18\n\x10protocol_version\x18\x08 \x01(\r\x12\x0f\n\x07\x66ollows\x18\t \x01(\x04\x12+\n\x06\x61nchor\x18\n \x01(\x0b\x32\x1b.apagent.v1.AnchorStatement\"[\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0e\n\nKIND_DELTA\x10\x01\x12\x16\n\x12KIND_SNAPSHOT_PART\x10\x02\x12\x15\n\x11KIND_SNAPSHOT_END\x10\x03\"i\n\x0cTableChanges\x12\x0f\n\x07network\x18\x01 \x01(\t\x12#\n\x06opened\x18\x02 \x03(\x0b\x32\x13.apagent.v1.Session\x12#\n\x06\x63losed\x18\x03 \x03(\x0b\x32\x13.apagent.v1.FlowKey\"e\n\x07\x46lowKey\x12\x0e\n\x06\x63lient\x18\x01 \x01(\x07\x12\x0e\n\x06remote\x18\x02 \x01(\x07\x12\x10\n\x08protocol\x18\x03 \x01(\r\x12\x13\n\x0b\x63lient_port\x18\x04 \x01(\r\x12\x13\n\x0bremote_port\x18\x05 \x01(\r\"|\n\x07Session\x12!\n\x04\x66low\x18\x01 \x01(\x0b\x32\x13.apagent.v1.FlowKey\x12\x13\n\x0bnat_address\x18\x02 \x01(\x07\x12\x10\n\x08nat_port\x18\x03 \x01(\r\x12\x12\n\ngeneration\x18\x04 \x01(\r\x12\x13\n\x0b\x65stablished\x18\x05 \x01(\x08\"\x98\x01\n\x0f\x41nchorStatement\x12+\n\x08networks\x18\x01 \x03(\x0b\x32\x19.apagent.v1.NetworkAnchor\x12\x1f\n\x05holds\x18\x02 \x03(\x0b\x32\x10.apagent.v1.Hold\x12%\n\x05ready\x18\x03 \x03(\x0b\x32\x16.apagent.v1.NatAddress\x12\x10\n\x08reclaims\x18\x04 \x01(\x08\"\x9b\x01\n\rNetworkAnchor\x12\x0f\n\x07network\x18\x01 \x01(\t\x12,\n\x04mode\x18\x02 \x01(\x0e\x32\x1e.apagent.v1.NetworkAnchor.Mode\x12\x0b\n\x03nat\x18\x03 \x01(\x07\">\n\x04Mode\x12\x0f\n\x0bMODE_ACTIVE\x10\x00\x12\x11\n\rMODE_DRAINING\x10\x01\x12\x12\n\x0eMODE_NO_UPLINK\x10\x02\".\n\nNatAddress\x12\x0f\n\x07network\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\x07\"f\n\x04Hold\x12#\n\x03nat\x18\x01 \x01(\x0b\x32\x16.apagent.v1.NatAddress\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x12\n\noffered_to\x18\x03 \x01(\t\x12\x11\n\tsuccessor\x18\x04 \x01(\t\"\x82\x01\n\x05\x43laim\x12\x0f\n\x07network\x18\x01 \x01(\t\x12\x0b\n\x03mac\x18\x02 \x01(\x0c\x12\x12\n\ngeneration\x18\x03 \x01(\x04\x12\x11\n\taddresses\x18\x04 \x03(\x07\x12\x10\n\x08released\x18\x05 \x01(\x08\x12\x0f\n\x07outdone\x18\x06 \x01(\x08\x12\x11\n\twithdrawn\x18\x07 \x01(\x08\x32H\n\x08PeerFeed\x12<\n\x05Watch\x12\x18.apagent.v1.WatchRequest\x1a\x17.apagent.v1.FeedMessage0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x61pagent/v1/peer.proto\x12\napagent.v1\"\x7f\n\x0cWatchRequest\x12\x12\n\nsubscriber\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\x18\n\x10protocol_version\x18\x04 \x01(\r\x12 \n\x04held\x18\x05 \x01(\x0b\x32\x12.apagent.v1.Digest\"/\n\x06\x44igest\x12\x10\n\x08sessions\x18\x01 \x03(\x06\x12\x13\n\x0bgenerations\x18\x02 \x03(\x06\"\xa3\x03\n\x0b\x46\x65\x65\x64Message\x12*\n\x04kind\x18\x01 \x01(\x0e\x32\x1c.apagent.v1.FeedMessage.Kind\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\r\n\x05\x63lock\x18\x04 \x01(\x04\x12(\n\x06tables\x18\x05 \x03(\x0b\x32\x18.apagent.v1.TableChanges\x12!\n\x06\x63laims\x18\x06 \x03(\x0b\x32\x11.apagent.v1.Claim\x12\n\n\x02\x61p\x18\x07 \x01(\t\x12\x18\n\x10protocol_version\x18\x08 \x01(\r\x12\x0f\n\x07\x66ollows\x18\t \x01(\x04\x12+\n\x06\x61nchor\x18\n \x01(\x0b\x32\x1b.apagent.v1.AnchorStatement\x12\x11\n\tdiffering\x18\x0b \x03(\r\"t\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0e\n\nKIND_DELTA\x10\x01\x12\x16\n\x12KIND_SNAPSHOT_PART\x10\x02\x12\x15\n\x11KIND_SNAPSHOT_END\x10\x03\x12\x17\n\x13KIND_DIFFERENCE_END\x10\x04\"i\n\x0cTableChanges\x12\x0f\n\x07network\x18\x01 \x01(\t\x12#\n\x06opened\x18\x02 \x03(\x0b\x32\x13.apagent.v1.Session\x12#\n\x06\x63losed\x18\x03 \x03(\x0b\x32\x13.apagent.v1.FlowKey\"e\n\x07\x46lowKey\x12\x0e\n\x06\x63lient\x18\x01 \x01(\x07\x12\x0e\n\x06remote\x18\x02 \x01(\x07\x12\x10\n\x08protocol\x18\x03 \x01(\r\x12\x13\n\x0b\x63lient_port\x18\x04 \x01(\r\x12\x13\n\x0bremote_port\x18\x05 \x01(\r\"|\n\x07Session\x12!\n\x04\x66low\x18\x01 \x01(\x0b\x32\x13.apagent.v1.FlowKey\x12\x13\n\x0bnat_address\x18\x02 \x01(\x07\x12\x10\n\x08nat_port\x18\x03 \x01(\r\x12\x12\n\ngeneration\x18\x04 \x01(\r\x12\x13\n\x0b\x65stablished\x18\x05 \x01(\x08\"\x98\x01\n\x0f\x41nchorStatement\x12+\n\x08networks\x18\x01 \x03(\x0b\x32\x19.apagent.v1.NetworkAnchor\x12\x1f\n\x05holds\x18\x02 \x03(\x0b\x32\x10.apagent.v1.Hold\x12%\n\x05ready\x18\x03 \x03(\x0b\x32\x16.apagent.v1.NatAddress\x12\x10\n\x08reclaims\x18\x04 \x01(\x08\"\x9b\x01\n\rNetworkAnchor\x12\x0f\n\x07network\x18\x01 \x01(\t\x12,\n\x04mode\x18\x02 \x01(\x0e\x32\x1e.apagent.v1.NetworkAnchor.Mode\x12\x0b\n\x03nat\x18\x03 \x01(\x07\">\n\x04Mode\x12\x0f\n\x0bMODE_ACTIVE\x10\x00\x12\x11\n\rMODE_DRAINING\x10\x01\x12\x12\n\x0eMODE_NO_UPLINK\x10\x02\".\n\nNatAddress\x12\x0f\n\x07network\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\x07\"f\n\x04Hold\x12#\n\x03nat\x18\x01 \x01(\x0b\x32\x16.apagent.v1.NatAddress\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x12\n\noffered_to\x18\x03 \x01(\t\x12\x11\n\tsuccessor\x18\x04 \x01(\t\"\x82\x01\n\x05\x43laim\x12\x0f\n\x07network\x18\x01 \x01(\t\x12\x0b\n\x03mac\x18\x02 \x01(\x0c\x12\x12\n\ngeneration\x18\x03 \x01(\x04\x12\x11\n\taddresses\x18\x04 \x03(\x07\x12\x10\n\x08released\x18\x05 \x01(\x08\x12\x0f\n\x07outdone\x18\x06 \x01(\x08\x12\x11\n\twithdrawn\x18\x07 \x01(\x08\x32H\n\x08PeerFeed\x12<\n\x05Watch\x12\x18.apagent.v1.WatchRequest\x1a\x17.apagent.v1.FeedMessage0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,29 +32,31 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'apagent.v1.peer_pb2', _glob
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_WATCHREQUEST']._serialized_start=37
-  _globals['_WATCHREQUEST']._serialized_end=130
-  _globals['_FEEDMESSAGE']._serialized_start=133
-  _globals['_FEEDMESSAGE']._serialized_end=508
-  _globals['_FEEDMESSAGE_KIND']._serialized_start=417
-  _globals['_FEEDMESSAGE_KIND']._serialized_end=508
-  _globals['_TABLECHANGES']._serialized_start=510
-  _globals['_TABLECHANGES']._serialized_end=615
-  _globals['_FLOWKEY']._serialized_start=617
-  _globals['_FLOWKEY']._serialized_end=718
-  _globals['_SESSION']._serialized_start=720
-  _globals['_SESSION']._serialized_end=844
-  _globals['_ANCHORSTATEMENT']._serialized_start=847
-  _globals['_ANCHORSTATEMENT']._serialized_end=999
-  _globals['_NETWORKANCHOR']._serialized_start=1002
-  _globals['_NETWORKANCHOR']._serialized_end=1157
-  _globals['_NETWORKANCHOR_MODE']._serialized_start=1095
-  _globals['_NETWORKANCHOR_MODE']._serialized_end=1157
-  _globals['_NATADDRESS']._serialized_start=1159
-  _globals['_NATADDRESS']._serialized_end=1205
-  _globals['_HOLD']._serialized_start=1207
-  _globals['_HOLD']._serialized_end=1309
-  _globals['_CLAIM']._serialized_start=1312
-  _globals['_CLAIM']._serialized_end=1442
-  _globals['_PEERFEED']._serialized_start=1444
-  _globals['_PEERFEED']._serialized_end=1516
+  _globals['_WATCHREQUEST']._serialized_end=164
+  _globals['_DIGEST']._serialized_start=166
+  _globals['_DIGEST']._serialized_end=213
+  _globals['_FEEDMESSAGE']._serialized_start=216
+  _globals['_FEEDMESSAGE']._serialized_end=635
+  _globals['_FEEDMESSAGE_KIND']._serialized_start=519
+  _globals['_FEEDMESSAGE_KIND']._serialized_end=635
+  _globals['_TABLECHANGES']._serialized_start=637
+  _globals['_TABLECHANGES']._serialized_end=742
+  _globals['_FLOWKEY']._serialized_start=744
+  _globals['_FLOWKEY']._serialized_end=845
+  _globals['_SESSION']._serialized_start=847
+  _globals['_SESSION']._serialized_end=971
+  _globals['_ANCHORSTATEMENT']._serialized_start=974
+  _globals['_ANCHORSTATEMENT']._serialized_end=1126
+  _globals['_NETWORKANCHOR']._serialized_start=1129
+  _globals['_NETWORKANCHOR']._serialized_end=1284
+  _globals['_NETWORKANCHOR_MODE']._serialized_start=1222
+  _globals['_NETWORKANCHOR_MODE']._serialized_end=1284
+  _globals['_NATADDRESS']._serialized_start=1286
+  _globals['_NATADDRESS']._serialized_end=1332
+  _globals['_HOLD']._serialized_start=1334
+  _globals['_HOLD']._serialized_end=1436
+  _globals['_CLAIM']._serialized_start=1439
+  _globals['_CLAIM']._serialized_end=1569
+  _globals['_PEERFEED']._serialized_start=1571
+  _globals['_PEERFEED']._serialized_end=1643
 # @@protoc_insertion_point(module_scope)

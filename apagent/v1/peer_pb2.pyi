@@ -8,29 +8,41 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class WatchRequest(_message.Message):
-    __slots__ = ("subscriber", "epoch", "sequence", "protocol_version")
+    __slots__ = ("subscriber", "epoch", "sequence", "protocol_version", "held")
     SUBSCRIBER_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
     subscriber: str
     epoch: int
     sequence: int
     protocol_version: int
-    def __init__(self, subscriber: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., protocol_version: _Optional[int] = ...) -> None: ...
+    held: Digest
+    def __init__(self, subscriber: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., protocol_version: _Optional[int] = ..., held: _Optional[_Union[Digest, _Mapping]] = ...) -> None: ...
+
+class Digest(_message.Message):
+    __slots__ = ("sessions", "generations")
+    SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    GENERATIONS_FIELD_NUMBER: _ClassVar[int]
+    sessions: _containers.RepeatedScalarFieldContainer[int]
+    generations: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, sessions: _Optional[_Iterable[int]] = ..., generations: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class FeedMessage(_message.Message):
-    __slots__ = ("kind", "epoch", "sequence", "clock", "tables", "claims", "ap", "protocol_version", "follows", "anchor")
+    __slots__ = ("kind", "epoch", "sequence", "clock", "tables", "claims", "ap", "protocol_version", "follows", "anchor", "differing")
     class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         KIND_UNSPECIFIED: _ClassVar[FeedMessage.Kind]
         KIND_DELTA: _ClassVar[FeedMessage.Kind]
         KIND_SNAPSHOT_PART: _ClassVar[FeedMessage.Kind]
         KIND_SNAPSHOT_END: _ClassVar[FeedMessage.Kind]
+        KIND_DIFFERENCE_END: _ClassVar[FeedMessage.Kind]
     KIND_UNSPECIFIED: FeedMessage.Kind
     KIND_DELTA: FeedMessage.Kind
     KIND_SNAPSHOT_PART: FeedMessage.Kind
     KIND_SNAPSHOT_END: FeedMessage.Kind
+    KIND_DIFFERENCE_END: FeedMessage.Kind
     KIND_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
@@ -41,6 +53,7 @@ class FeedMessage(_message.Message):
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     FOLLOWS_FIELD_NUMBER: _ClassVar[int]
     ANCHOR_FIELD_NUMBER: _ClassVar[int]
+    DIFFERING_FIELD_NUMBER: _ClassVar[int]
     kind: FeedMessage.Kind
     epoch: int
     sequence: int
@@ -51,7 +64,8 @@ class FeedMessage(_message.Message):
     protocol_version: int
     follows: int
     anchor: AnchorStatement
-    def __init__(self, kind: _Optional[_Union[FeedMessage.Kind, str]] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., clock: _Optional[int] = ..., tables: _Optional[_Iterable[_Union[TableChanges, _Mapping]]] = ..., claims: _Optional[_Iterable[_Union[Claim, _Mapping]]] = ..., ap: _Optional[str] = ..., protocol_version: _Optional[int] = ..., follows: _Optional[int] = ..., anchor: _Optional[_Union[AnchorStatement, _Mapping]] = ...) -> None: ...
+    differing: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, kind: _Optional[_Union[FeedMessage.Kind, str]] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., clock: _Optional[int] = ..., tables: _Optional[_Iterable[_Union[TableChanges, _Mapping]]] = ..., claims: _Optional[_Iterable[_Union[Claim, _Mapping]]] = ..., ap: _Optional[str] = ..., protocol_version: _Optional[int] = ..., follows: _Optional[int] = ..., anchor: _Optional[_Union[AnchorStatement, _Mapping]] = ..., differing: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class TableChanges(_message.Message):
     __slots__ = ("network", "opened", "closed")

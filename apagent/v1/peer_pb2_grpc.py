@@ -46,8 +46,10 @@ class PeerFeedServicer:
 
     def Watch(self, request, context):
         """Streams the AP's feed from the point that the subscriber knows. If the feed no longer reaches
-        back to it (or the epoch differs), a snapshot comes first. The first message comes at once: an
-        empty delta says that the subscriber missed nothing. The stream ends only on error.
+        back to it (or the epoch differs), a snapshot comes first, without what the subscriber shows by
+        digests to hold already. The first message comes at once: an empty delta says that the
+        subscriber missed nothing. The stream ends only on error. FAILED_PRECONDITION: there is no
+        version that both speak.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -41,6 +41,7 @@ STATUS = StatusView(
     sysctls=("net.ipv4.ip_forward: 0 -> 1",),
     tunnel_address="100.127.0.1",
     anchors=(ANCHOR,),
+    checksum="0123456789ab",
 )
 PEER = PeerView(
     id="ap2",
@@ -56,6 +57,10 @@ PEER = PeerView(
     snapshots=1,
     deltas=5,
     tunnel_address="100.127.0.2",
+    checksum="ba9876543210",
+    protocol_version=2,
+    differences=1,
+    changes_received=7,
 )
 CLIENT = ClientView(
     network="lan",

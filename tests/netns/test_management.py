@@ -33,12 +33,12 @@ NETWORK = {"name", "client_interface", "prefix", "gateway", "vni", "uplink", "na
 STATUS = {
     *("ap", "version", "in_sync", "degraded", "uptime_s", "own_sessions", "peer_sessions"),
     *("clients_here", "clients_elsewhere", "clock", "tunnel_mtu", "tcp_mss", "leaked_packets"),
-    *("reset_packets", "resyncs", "networks", "sysctls", "tunnel_address"),
-    "repairs",
+    *("reset_packets", "resyncs", "networks", "sysctls", "tunnel_address", "repairs", "checksum"),
 }
 PEER = {
     *("id", "address", "underlay", "state", "reason", "sessions", "clients", "epoch"),
-    *("sequence", "refused", "snapshots", "deltas", "tunnel_address"),
+    *("sequence", "refused", "snapshots", "deltas", "tunnel_address", "checksum"),
+    *("protocol_version", "differences", "changes_received"),
 }
 CLIENT = {
     *("network", "mac", "addresses", "serving_ap", "generation", "flows_by_anchor"),

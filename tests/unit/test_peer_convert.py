@@ -27,11 +27,11 @@ from apagent.core.model import (
     Translation,
 )
 from apagent.errors import PeerFault
+from apagent.peers import versions
 from apagent.peers.convert import (
     GENERATION_LIMIT,
     LOG_INTERVAL_S,
     MAX_ADDRESSES,
-    PROTOCOL_VERSION,
     PeerReader,
     delta_message,
     snapshot_messages,
@@ -64,7 +64,7 @@ def flow(protocol: int = TCP, port: int = 40000) -> FlowKey:
 
 
 def message(**fields: Any) -> pb.FeedMessage:
-    header = {"kind": "KIND_DELTA", "ap": PEER, "protocol_version": PROTOCOL_VERSION}
+    header = {"kind": "KIND_DELTA", "ap": PEER, "protocol_version": versions.HIGHEST}
     return pb.FeedMessage(**{**header, **fields})
 
 
@@ -104,7 +104,7 @@ STATED = Claim(LAN, MAC, PEER, 5, frozenset({CLIENT}))
 )
 def test_a_delta_comes_back_as_it_was(claim: Claim) -> None:
     tables = {LAN: {flow(TCP): NAT, flow(UDP): NAT, flow(ICMP): None, flow(TCP, 1): None}}
-    sent = delta_message(PEER, 9, FeedDelta(3, 4, 6, tables, (claim,)))
+    sent = delta_message(PEER, 2, 9, FeedDelta(3, 4, 6, tables, (claim,)))
     got = reader().read_untrusted(pb.FeedMessage.FromString(sent.SerializeToString()))
     assert got.tables == tables
     assert got.claims == (claim,)
@@ -117,7 +117,7 @@ def test_a_snapshot_comes_in_parts_of_bounded_size_and_ends() -> None:
         Claim(LAN, Mac(f"02:00:00:00:{n // 256:02x}:{n % 256:02x}"), PEER, 1) for n in range(600)
     ]
     parts = list(
-        snapshot_messages(PEER, 9, FeedSnapshot(4, FeedContents({LAN: sessions}, claims, 1)))
+        snapshot_messages(PEER, 2, 9, FeedSnapshot(4, FeedContents({LAN: sessions}, claims, 1)))
     )
     assert [p.kind for p in parts[:-1]] == [pb.FeedMessage.KIND_SNAPSHOT_PART] * 5
     assert parts[-1].kind == pb.FeedMessage.KIND_SNAPSHOT_END
@@ -131,7 +131,7 @@ def test_a_snapshot_comes_in_parts_of_bounded_size_and_ends() -> None:
     ("fields", "says"),
     [
         ({"ap": "ap3"}, "says it is 'ap3'"),
-        ({"protocol_version": 2}, "speaks version 2"),
+        ({"protocol_version": 3}, "speaks version 3 of the feed, this agent versions 1 to 2"),
         ({"protocol_version": 0}, "speaks version 0"),
         ({"clock": GENERATION_LIMIT}, "clock"),
     ],

@@ -14,7 +14,7 @@ import pytest
 from apagent.config import Endpoint
 from apagent.core.domain import Network
 from apagent.core.engine import PeerState
-from apagent.core.events import PeerConnected, PeerDelta, PeerDisconnected, PeerSnapshot
+from apagent.core.events import PeerConnected, PeerDelta, PeerDisconnected, PeerPart, PeerSnapshot
 from apagent.core.feed import FeedContents, FeedLog
 from apagent.core.model import (
     TCP,
@@ -24,13 +24,18 @@ from apagent.core.model import (
     Flow,
     FlowKey,
     Mac,
-    Nat,
     NetworkName,
+    SessionChanges,
+    Sessions,
     Translation,
+    stamped,
 )
+from apagent.core.session_tables import SessionTables
 from apagent.errors import NeedsError, PeerFault
-from apagent.peers.client import Backoff, PeerEvent, PeerSubscription
-from apagent.peers.convert import PROTOCOL_VERSION, Statements
+from apagent.peers import versions
+from apagent.peers.client import Backoff, PeerSubscription
+from apagent.peers.convert import Statements
+from apagent.peers.follower import Follower, PeerEvent
 from apagent.peers.keepalive import Keepalive
 from apagent.peers.server import PeerFeedServer
 from apagent.peers.snapshot import SnapshotParts
@@ -53,23 +58,41 @@ def key(port: int) -> FlowKey:
     return Flow(TCP, IPv4Address("10.77.0.2"), port, IPv4Address("198.51.100.1"), 443).key
 
 
+def take_in(tables: dict[NetworkName, SessionTables], event: PeerEvent) -> None:
+    """What the engine does with sessions."""
+    match event:
+        case PeerPart() | PeerDelta():
+            for network, changes in event.tables.items():
+                tables[network].apply(event.peer, changes)
+        case PeerSnapshot() if event.tables is not None:
+            for network, table in tables.items():
+                table.replace(event.peer, event.tables.get(network, {}))
+
+
 class PeerAp:
     """The peer: tables, their feed, and a server that can come and go."""
 
     def __init__(self, epoch: int = 1, capacity: int = 100_000) -> None:
-        self.sessions: dict[FlowKey, Nat] = {}
+        self.tables = {LAN: SessionTables(PEER, [])}
         self.claims: list[Claim] = []
         self.log = FeedLog(epoch, self.contents, capacity)
         self.port = 0
         self._server: PeerFeedServer | None = None
 
+    @property
+    def sessions(self) -> Sessions:
+        return self.tables[LAN].table(PEER)
+
     def contents(self) -> FeedContents:
-        return FeedContents({LAN: self.sessions}, self.claims, 3)
+        digests = {name: tables.digest(PEER) for name, tables in self.tables.items()}
+        tables = {name: tables.table(PEER) for name, tables in self.tables.items()}
+        return FeedContents(tables, self.claims, 3, digests=digests)
 
     def open(self, *ports: int) -> None:
-        for port in ports:
-            self.sessions[key(port)] = NAT
-        self.log.append({LAN: {key(port): NAT for port in ports}}, (), 3)
+        self.change({key(port): NAT for port in ports})
+
+    def change(self, changes: SessionChanges) -> None:
+        self.log.append({LAN: self.tables[LAN].apply(PEER, changes)}, (), 3)
 
     async def start(self) -> None:
         self._server = PeerFeedServer(PEER, self.log, Endpoint(LOOPBACK, self.port), FAST)
@@ -87,19 +110,26 @@ class Subscriber:
     def __init__(self, port: int) -> None:
         self.events: list[PeerEvent] = []
         self._news = asyncio.Event()
-        self.feed = PeerSubscription(
+        self.tables = {LAN: SessionTables(ME, [PEER])}
+        self.feed = Follower(PEER, [NETWORK], self.tables)
+        self.subscription = PeerSubscription(
             ME,
-            PEER,
             Endpoint(LOOPBACK, port),
-            [NETWORK],
+            self.feed,
             self._emit,
             backoff=Backoff(0.01, 0.02, jitter=lambda: 0.5),
             keepalive=FAST,
         )
 
     def _emit(self, event: PeerEvent) -> None:
+        take_in(self.tables, event)
         self.events.append(event)
         self._news.set()
+
+    @property
+    def sessions(self) -> Sessions:
+        """What we hold of the peer's."""
+        return self.tables[LAN].table(PEER)
 
     async def until(self, holds: Callable[[], bool]) -> None:
         async with asyncio.timeout(PATIENCE_S):
@@ -108,9 +138,11 @@ class Subscriber:
                 await self._news.wait()
 
     async def next(self, kind: type[PeerEvent]) -> Any:
-        """The next event, which is of this kind."""
-        await self.until(lambda: bool(self.events))
-        event = self.events.pop(0)
+        """The next event, which is of this kind; parts of snapshots are passed over."""
+        event: PeerEvent = PeerPart(PEER)
+        while isinstance(event, PeerPart):
+            await self.until(lambda: bool(self.events))
+            event = self.events.pop(0)
         assert isinstance(event, kind), event
         return event
 
@@ -127,7 +159,7 @@ async def started(ap: PeerAp) -> AsyncIterator[PeerAp]:
 @asynccontextmanager
 async def running(port: int) -> AsyncIterator[Subscriber]:
     subscriber = Subscriber(port)
-    task = asyncio.create_task(subscriber.feed.run(), name="subscription under test")
+    task = asyncio.create_task(subscriber.subscription.run(), name="subscription under test")
     try:
         yield subscriber
     finally:
@@ -210,35 +242,77 @@ def test_a_resumed_feed_answers_although_nothing_is_new() -> None:
     scene(play)
 
 
-def test_a_subscriber_beyond_the_log_gets_a_snapshot_again() -> None:
+def test_a_subscriber_beyond_the_log_gets_what_differs() -> None:
     async def play(ap: PeerAp, subscriber: Subscriber) -> None:
-        await subscriber.next(PeerConnected)
-        await subscriber.next(PeerSnapshot)
+        ap.open(*range(1, 101))
+        await subscriber.until(lambda: len(subscriber.sessions) == 100)
         await ap.stop()
-        await subscriber.next(PeerDisconnected)
-        ap.open(1, 2, 3)
+        await subscriber.until(lambda: subscriber.feed.state is PeerState.LOST)
+        before = subscriber.feed.changes
+        ap.open(101, 102, 103)
+        ap.change({key(1): None, key(2): stamped(NAT, 7)})
         await ap.start()
-        await subscriber.next(PeerConnected)
-        assert (await subscriber.next(PeerSnapshot)).tables == {LAN: ap.sessions}
+        await subscriber.until(lambda: subscriber.feed.differences == 1)
+        assert subscriber.sessions == ap.sessions
+        assert subscriber.feed.snapshots == 1
+        assert 4 <= subscriber.feed.changes - before < 50
 
     scene(play, capacity=2)
 
 
-def test_a_restarted_peer_has_a_new_epoch_and_sends_a_snapshot() -> None:
+def test_of_a_restarted_peer_only_the_difference_travels() -> None:
     async def play(ap: PeerAp, subscriber: Subscriber) -> None:
-        ap.open(1)
-        await subscriber.next(PeerConnected)
-        await subscriber.next(PeerSnapshot)
+        ap.change({key(port): stamped(NAT, port) for port in range(1, 5001)})
+        await subscriber.until(lambda: len(subscriber.sessions) == 5000)
         await ap.stop()
-        await subscriber.next(PeerDisconnected)
+        await subscriber.until(lambda: subscriber.feed.state is PeerState.LOST)
+        before = subscriber.feed.changes
         again = PeerAp(epoch=2)
+        again.open(*range(11, 5011))
+        again.change({key(20_000): stamped(NAT, 8)})
         again.port = ap.port
         async with started(again):
-            await subscriber.next(PeerConnected)
-            assert (await subscriber.next(PeerSnapshot)).tables == {}
+            await subscriber.until(lambda: subscriber.feed.differences == 1)
+            assert subscriber.sessions == again.sessions
             assert subscriber.feed.epoch == 2
+            assert subscriber.feed.snapshots == 1
+            assert 11 <= subscriber.feed.changes - before < 100
+            last = subscriber.events[-1]
+            assert last == PeerSnapshot(PEER, 3, None, anchor=AnchorStatement())
 
     scene(play)
+
+
+def test_a_snapshot_holds_part_by_part_and_lets_others_run() -> None:
+    async def main() -> None:
+        ap = PeerAp()
+        ap.open(*range(1, 5001))
+        async with started(ap), running(ap.port) as subscriber:
+            await subscriber.until(lambda: subscriber.feed.snapshots == 1)
+            parts = [event for event in subscriber.events if isinstance(event, PeerPart)]
+            assert sum(len(part.tables[LAN]) for part in parts) == 5000
+            assert len(parts) == 10
+
+    asyncio.run(main())
+
+
+def test_what_was_heard_of_a_snapshot_that_broke_off_stays() -> None:
+    sessions = [_session(1), _session(2)]
+    part = sent("KIND_SNAPSHOT_PART", sequence=5, tables=[{"network": LAN, "opened": sessions}])
+    events, asked, _ = lied([part], [END])
+    assert [type(e) for e in events[:3]] == [PeerConnected, PeerPart, PeerDisconnected]
+    assert (asked[1].epoch, asked[1].sequence) == (0, 0)
+    assert not asked[1].HasField("held")
+    snapshot = events[-2]
+    assert isinstance(snapshot, PeerSnapshot)
+    assert snapshot.tables == {}
+
+
+def _session(port: int) -> dict[str, Any]:
+    flow = Flow.of(key(port))
+    fields = {"client": int(flow.client), "remote": int(flow.remote), "protocol": flow.protocol}
+    ports = {"client_port": flow.client_port, "remote_port": flow.remote_port}
+    return {"flow": fields | ports, "nat_address": 1, "nat_port": port}
 
 
 def test_what_piles_up_is_folded_into_few_messages() -> None:
@@ -340,9 +414,9 @@ def lied(
                 rounds.set()
                 await asyncio.Event().wait()
 
-        subscriber.feed._sleep = pause
+        subscriber.subscription._sleep = pause
         await server.start()
-        task = asyncio.create_task(subscriber.feed.run(), name="subscription under test")
+        task = asyncio.create_task(subscriber.subscription.run(), name="subscription under test")
         await asyncio.wait(
             {task, asyncio.create_task(rounds.wait())},
             timeout=PATIENCE_S,
@@ -359,7 +433,7 @@ def lied(
 
 
 def sent(kind: str, **fields: Any) -> pb.FeedMessage:
-    header = {"ap": PEER, "protocol_version": PROTOCOL_VERSION, "epoch": 1}
+    header = {"ap": PEER, "protocol_version": versions.HIGHEST, "epoch": 1}
     return pb.FeedMessage(kind=kind, **{**header, **fields})
 
 

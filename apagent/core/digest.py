@@ -1,0 +1,139 @@
+"""Digests of session tables: what two agents compare, instead of the tables themselves.
+
+A table's sessions are spread over buckets by their keys, and a bucket's digest is the sum of its
+sessions' hashes: the same in whatever order they came and went, and cheap to keep up to date. Where
+two digests of a bucket are equal, so are the sessions in it; where they are not, the bucket's
+sessions travel.
+
+The generations are summed up apart, each times a random number of its session's. So it can be told
+of a table, without walking through it, whether it would be equal were all generations 0: that is
+what an agent says of its sessions after a restart.
+
+Sums are kept exact and are reduced modulo a prime where they leave this module. For tables that
+differ, be it in generations alone, they are equal with a probability of 2**-61 for each bucket.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from hashlib import blake2b
+from typing import NamedTuple
+from zlib import crc32
+
+from apagent.core.model import GENERATION, STATE, TRANSLATION, FlowKey, Nat, NetworkName
+
+BUCKETS = 4096
+"""Buckets of a table, a power of two. By folding, it also has any smaller power of two of them."""
+
+_MODULUS = (1 << 61) - 1
+_CHECKSUM_DIGITS = 12
+_HASH_SIZE = 16
+_HALVES: Callable[[bytes], tuple[int, int]] = struct.Struct("<QQ").unpack
+
+
+class Buckets(NamedTuple):
+    """Some of the `total` buckets of a table, by their numbers from 0."""
+
+    total: int
+    numbers: frozenset[int]
+
+    def hold(self, key: FlowKey) -> bool:
+        """Whether the flow belongs to one of them."""
+        return crc32(key) & (self.total - 1) in self.numbers
+
+
+class TableDigest:
+    """The digest of one AP's table in one network. Tell it every change."""
+
+    def __init__(self) -> None:
+        self._sessions = [0] * BUCKETS
+        self._generations = [0] * BUCKETS
+
+    def change(self, key: FlowKey, old: Nat | None, new: Nat | None) -> None:
+        """Note that the translation of a flow was `old` and is `new`; None: it has no session."""
+        bucket = crc32(key) & (BUCKETS - 1)
+        if old is not None:
+            session, generation = _hashes(key, old)
+            self._sessions[bucket] -= session
+            self._generations[bucket] -= generation
+        if new is not None:
+            session, generation = _hashes(key, new)
+            self._sessions[bucket] += session
+            self._generations[bucket] += generation
+
+    def folded(self, count: int) -> tuple[list[int], list[int]]:
+        """Sums of hashes and of generations, for `count` buckets (a power of two)."""
+        return _fold(self._sessions, count), _fold(self._generations, count)
+
+    def total(self) -> int:
+        """The digest of the table in one number."""
+        return sum(self._sessions) + sum(self._generations)
+
+
+class FeedDigest(NamedTuple):
+    """The digest of all that a feed says of sessions, in all networks, by bucket."""
+
+    sessions: Sequence[int]
+    generations: Sequence[int]
+
+    def differing(self, held: FeedDigest, *, restarted: bool) -> Buckets:
+        """The buckets in which a subscriber that holds `held` has other sessions.
+
+        `restarted`: it takes all generations for 0 in those that are left out.
+        """
+        total = len(self.sessions)
+        generations = [0] * total if restarted else held.generations
+        here = zip(self.sessions, self.generations, strict=True)
+        there = zip(held.sessions, generations, strict=True)
+        pairs = enumerate(zip(here, there, strict=True))
+        return Buckets(total, frozenset(bucket for bucket, (a, b) in pairs if a != b))
+
+
+def feed_digest(tables: Mapping[NetworkName, TableDigest], count: int) -> FeedDigest:
+    """The digest of one AP's tables together, in `count` buckets (a power of two)."""
+    sessions, generations = [0] * count, [0] * count
+    for name, table in tables.items():
+        weight = _weight(name)
+        for sums, more in zip((sessions, generations), table.folded(count), strict=True):
+            for bucket, value in enumerate(more):
+                if value:
+                    sums[bucket] = (sums[bucket] + weight * value) % _MODULUS
+    return FeedDigest(sessions, generations)
+
+
+def bucket_count(sessions: int) -> int:
+    """How many buckets tell enough of so many sessions: about one for each, within bounds."""
+    return min(BUCKETS, 1 << max(0, sessions - 1).bit_length())
+
+
+def checksum(tables: Mapping[NetworkName, TableDigest]) -> str:
+    """One AP's tables together, for people to compare: hexadecimal digits, zeros where empty."""
+    total = sum(_weight(name) * table.total() for name, table in tables.items()) % _MODULUS
+    return f"{total:0{_CHECKSUM_DIGITS}x}"[-_CHECKSUM_DIGITS:]
+
+
+def digest_of(sessions: Iterable[tuple[FlowKey, Nat]]) -> TableDigest:
+    """The digest of a table with these sessions."""
+    digest = TableDigest()
+    for key, nat in sessions:
+        digest.change(key, None, nat)
+    return digest
+
+
+def _hashes(key: FlowKey, nat: Nat) -> tuple[int, int]:
+    """The session without its generation, and the generation times a number of the session's."""
+    timeless = key + nat[TRANSLATION] + nat[STATE:]
+    session, factor = _HALVES(blake2b(timeless, digest_size=_HASH_SIZE).digest())
+    return session, factor * int.from_bytes(nat[GENERATION], "big")
+
+
+def _fold(sums: Sequence[int], count: int) -> list[int]:
+    if count == len(sums):
+        return list(sums)
+    return [sum(sums[bucket::count]) for bucket in range(count)]
+
+
+def _weight(network: NetworkName) -> int:
+    """Tells networks apart in one sum: the same flow may exist in two."""
+    return int.from_bytes(blake2b(network.encode(), digest_size=7).digest(), "little") + 1

@@ -1,0 +1,44 @@
+"""What one subscriber to our feed is sent: messages from its position on. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from apagent.core.feed import FeedLog
+from apagent.core.model import ApId
+from apagent.peers import versions
+from apagent.peers.convert import delta_message, held_untrusted, snapshot_messages
+from apagent.v1 import peer_pb2 as pb
+
+
+class Publisher:
+    """A subscriber's position in the feed of `ap`, from its request on, in the version in use."""
+
+    def __init__(self, ap: ApId, feed: FeedLog, version: int, request: pb.WatchRequest) -> None:
+        self._ap = ap
+        self._feed = feed
+        self._version = version
+        self._epoch = request.epoch
+        self._sequence = request.sequence
+        may_differ = version >= versions.WITH_DIFFERENCES
+        self._held = held_untrusted(request) if may_differ else None
+        self._answered = False
+
+    def news(self) -> Iterator[pb.FeedMessage]:
+        """What leads from the position to the feed's end; at first one message at least.
+
+        Each is made when its turn comes, in a millisecond or two: let others run in between.
+        """
+        while not self._answered or self._sequence != self._feed.sequence:
+            self._answered = True
+            delta = self._feed.since(self._epoch, self._sequence)
+            if delta is None:
+                yield from self._snapshot()
+            else:
+                self._sequence = delta.sequence
+                yield delta_message(self._ap, self._version, self._epoch, delta)
+
+    def _snapshot(self) -> Iterator[pb.FeedMessage]:
+        snapshot = self._feed.snapshot(self._epoch, self._held)
+        self._epoch, self._sequence, self._held = self._feed.epoch, snapshot.sequence, None
+        yield from snapshot_messages(self._ap, self._version, self._epoch, snapshot)
