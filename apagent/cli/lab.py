@@ -59,6 +59,11 @@ def _register_up(actions: _Commands) -> None:
     up.add_argument("--aps", type=int, default=3, metavar="N", help="access points (default 3)")
     up.add_argument("--clients", type=int, default=2, metavar="M", help="clients (default 2)")
     up.add_argument(
+        "--takeover",
+        action="store_true",
+        help="NAT addresses that another AP takes over, with their flows, when theirs dies",
+    )
+    up.add_argument(
         "--no-agents",
         action="store_true",
         help="without apagent: every AP does its own NAT the ordinary way",
@@ -118,6 +123,7 @@ def _up(arguments: argparse.Namespace) -> int:
         arguments.aps,
         arguments.clients,
         agents=not arguments.no_agents,
+        takeover=arguments.takeover,
         place=_place(),
         progress=_report,
     )

@@ -21,13 +21,19 @@ _LOG_TAIL_LINES = 25
 _PEERING_PORT = 7411
 
 
-def configuration(place: Place, plan: Plan, ap: str, options: str = "") -> str:
+def configuration(
+    place: Place, plan: Plan, ap: str, options: str = "", *, takeover: bool = False
+) -> str:
     """The configuration file of an AP, as a person would write it.
 
-    `options` are lines to add to its first network.
+    `options` are lines to add to its first network. With `takeover`, that network has a NAT address
+    that other APs can take over.
     """
     peers = "".join(_peer(plan, peer) for peer in plan.aps if peer != ap)
-    first, *others = (_network(network) for network in plan.networks)
+    nat = str(plan.nat_address(ap)) if takeover else ""
+    first, *others = (
+        _network(network, nat if i == 0 else "") for i, network in enumerate(plan.networks)
+    )
     networks = "".join((first, options, *others))
     return f'''# apagent on {ap}, an access point of the lab.
 
@@ -46,8 +52,8 @@ socket = "{place.control_socket(ap)}"
 '''
 
 
-def _network(network: ClientNetwork) -> str:
-    return f'''
+def _network(network: ClientNetwork, nat: str) -> str:
+    lines = f'''
 [[networks]]
 name = "{network.name}"
 client_interface = "{network.client_interface}"
@@ -55,12 +61,15 @@ prefix = "{network.prefix}"
 gateway = "{network.gateway}"
 vni = {network.vni}                        # of the tunnel, the same on every AP
 uplink = "{UPLINK}"
-nat = "masquerade"              # or the address to translate to
-''' + (
-        f"zone = {network.zone}                        # another network has the same addresses\n"
-        if network.zone
-        else ""
-    )
+nat = "{nat or "masquerade"}"              # or the address to translate to
+'''
+    if nat:
+        lines += "takeover = true                 # another AP takes it over if this one dies\n"
+    if network.zone:
+        lines += (
+            f"zone = {network.zone}                        # another network has its addresses\n"
+        )
+    return lines
 
 
 def _peer(plan: Plan, ap: str) -> str:
@@ -76,17 +85,23 @@ underlay = "{underlay}"
 class Agents:
     """Starts, finds and stops the agents of a lab, also those that another run started."""
 
-    def __init__(self, place: Place, plan: Plan, options: Mapping[str, str]) -> None:
+    def __init__(
+        self, place: Place, plan: Plan, options: Mapping[str, str], *, takeover: bool = False
+    ) -> None:
+        self.commands: dict[str, list[str]] = {}
+        """Programs to run in the place of `apagent` on an AP."""
         self._place = place
         self._plan = plan
         self._options = options
+        self._takeover = takeover
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._notifications: dict[str, socket.socket] = {}
 
     def prepare(self, ap: str) -> None:
         """Make the AP's directory and write its configuration."""
         self._place.ap_directory(ap).mkdir(exist_ok=True)
-        text = configuration(self._place, self._plan, ap, self._options.get(ap, ""))
+        options = self._options.get(ap, "")
+        text = configuration(self._place, self._plan, ap, options, takeover=self._takeover)
         self.config_file(ap).write_text(text, encoding="utf-8")
 
     def start(self, ap: str) -> None:
@@ -95,7 +110,8 @@ class Agents:
             raise LabError(f"the agent of {ap} runs already")
         self._reap(ap)
         self._notifications[ap] = self._listen(ap)
-        argv = [programs.path("apagent"), "run", "--config", str(self.config_file(ap))]
+        command = self.commands.get(ap, [programs.path("apagent")])
+        argv = [*command, "run", "--config", str(self.config_file(ap))]
         environment = programs.environment(self._place.control_socket(ap))
         environment["NOTIFY_SOCKET"] = str(self._notify_path(ap))
         with self.log(ap).open("ab") as log:

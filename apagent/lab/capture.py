@@ -105,6 +105,8 @@ class Capture:
     def packets(self) -> list[Packet]:
         """The first packets that were found, as evidence."""
         for interface, listener in self._sockets.items():
+            # A cable that was pulled is reported once, before what else there is to read.
+            listener.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             with contextlib.suppress(BlockingIOError):
                 while True:
                     self._packets.append(Packet(interface, listener.recv(_SNAPLEN)))

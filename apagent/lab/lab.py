@@ -35,7 +35,8 @@ class Lab:
 
     A context manager: up at the start, down at the end. With `agents`, every AP runs apagent; else
     it does its own NAT the ordinary way. Clients belong to `networks` networks in turn;
-    as `twins` these have the same addresses. `options`
+    as `twins` these have the same addresses. With `takeover` the first network's NAT addresses can
+    move to other APs. `options`
     are lines to add to the first network in the configuration of an AP; they are not kept for
     `open`. `progress` is told what happens, a line each.
     """
@@ -48,15 +49,18 @@ class Lab:
         agents: bool = True,
         networks: int = 1,
         twins: bool = False,
+        takeover: bool = False,
         options: Mapping[str, str] | None = None,
         place: Place | None = None,
         progress: Progress = silent,
     ) -> None:
         self.plan = plan(aps, clients, networks, twins=twins)
         self.place = Place.from_environment(os.environ) if place is None else place
-        self._state = state.State(aps, clients, agents, networks=networks, twins=twins)
+        self._state = state.State(
+            aps, clients, agents, networks=networks, twins=twins, takeover=takeover
+        )
         self._progress = progress
-        self.agents = Agents(self.place, self.plan, options or {})
+        self.agents = Agents(self.place, self.plan, options or {}, takeover=takeover)
         self._radio: Radio | None = None
 
     @classmethod
@@ -69,6 +73,7 @@ class Lab:
             agents=found.agents,
             networks=found.networks,
             twins=found.twins,
+            takeover=found.takeover,
             place=place,
         )
         lab._state = found

@@ -54,6 +54,8 @@ SERVER_ADDRESS = SERVER_LINK[10]
 SECOND_SERVER_ADDRESS = SERVER_LINK[11]
 
 INTERNET, SERVER, FABRIC = "internet", "server", "fabric"
+NAT_ADDRESSES = UPLINKS[100]
+"""The NAT address of AP n, where it can move to another AP, is n above."""
 CLIENT_INTERFACE = "br-lan"
 UPLINK = "wan"
 RADIO = "wlan0"
@@ -218,6 +220,10 @@ class Plan:
     def port(self, client: str) -> Interface:
         """The fabric's end of the client's link: the one that roams."""
         return self.interface(FABRIC, "c" + client.removeprefix("client"))
+
+    def nat_address(self, ap: str) -> IPv4Address:
+        """The AP's NAT address, where it can move to another AP."""
+        return NAT_ADDRESSES + int(ap.removeprefix("ap"))
 
     def underlay(self, ap: str) -> IPv4Address:
         """The AP's address on the backhaul, for its tunnels and its peering."""

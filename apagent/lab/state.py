@@ -24,6 +24,7 @@ class State:
     phase: str = BUILDING
     networks: int = 1
     twins: bool = False
+    takeover: bool = False
 
 
 def claim(place: Place, state: State) -> None:

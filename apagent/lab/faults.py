@@ -1,0 +1,143 @@
+"""What can go wrong in a lab: power, cables, and networks that let only some packets pass.
+
+Everything is done from outside of the APs, as it would happen to real ones: at the far ends of
+their cables, and in the bridges between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import StrEnum
+
+from apagent.lab import build, rtnl
+from apagent.lab.lab import Lab
+from apagent.lab.plan import FABRIC, INTERNET
+from apagent.lab.programs import path
+
+_TABLE = "apagent_lab_faults"
+
+
+class Way(StrEnum):
+    """What is cut between two APs."""
+
+    CONTROL = "ip protocol tcp"
+    """What the agents say to each other."""
+    TUNNEL = "ip protocol udp"
+    """Their clients' packets."""
+    BACKHAUL = "meta protocol ip"
+    """Both."""
+
+
+class Faults:
+    """Breaks a lab and mends it again."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._lab = lab
+        self._cut: set[tuple[str, str, Way]] = set()
+        self._off: set[str] = set()
+
+    @property
+    def off(self) -> frozenset[str]:
+        """The APs without power."""
+        return frozenset(self._off)
+
+    # --- power
+
+    def power_off(self, ap: str) -> None:
+        """An AP loses its power: agent, cables and radio are gone in the same moment."""
+        self._off.add(ap)
+        self._plug([*self._cables(ap)], up=False)
+        if self._lab.agents.process(ap) is not None:
+            self._lab.kill_agent(ap)
+        self._forget(ap)
+
+    def power_on(self, ap: str, *, wait: bool = True) -> None:
+        """It boots: its kernel knows nothing of what was; its agent starts."""
+        self._off.discard(ap)
+        self._plug([*self._cables(ap)], up=True)
+        self._lab.agents.prepare(ap)
+        self._lab.agents.start(ap)
+        if wait:
+            self._lab.agents.wait_ready([ap])
+
+    # --- cables
+
+    def unplug_uplink(self, ap: str) -> None:
+        """Pull the cable of an AP's uplink."""
+        self._plug([(INTERNET, ap)], up=False)
+
+    def plug_uplink(self, ap: str) -> None:
+        """Plug it in again."""
+        self._plug([(INTERNET, ap)], up=True)
+
+    def unplug_backhaul(self, ap: str) -> None:
+        """Pull the cable between an AP and the others."""
+        self._plug([(FABRIC, self._backhaul(ap))], up=False)
+
+    def plug_backhaul(self, ap: str) -> None:
+        """Plug it in again."""
+        self._plug([(FABRIC, self._backhaul(ap))], up=True)
+
+    # --- networks
+
+    def cut(self, sender: str, receiver: str, way: Way) -> None:
+        """Let nothing of a kind pass from one AP to another; the other direction is left."""
+        self._cut.add((sender, receiver, way))
+        self._filter()
+
+    def part(self, one: str, two: str, way: Way) -> None:
+        """Cut both directions between two APs."""
+        self._cut |= {(one, two, way), (two, one, way)}
+        self._filter()
+
+    def isolate(self, ap: str, way: Way) -> None:
+        """Cut an AP off from all others, in both directions."""
+        for other in self._lab.aps:
+            if other != ap:
+                self._cut |= {(ap, other, way), (other, ap, way)}
+        self._filter()
+
+    def heal(self) -> None:
+        """Let everything pass again."""
+        self._cut.clear()
+        self._filter()
+
+    # --- how
+
+    def _filter(self) -> None:
+        table = f"table bridge {_TABLE}"
+        drops = [
+            f'iifname "{self._backhaul(sender)}" oifname "{self._backhaul(receiver)}" {way} drop'
+            for sender, receiver, way in sorted(self._cut)
+        ]
+        head = f"{table} {{ chain f {{ type filter hook forward priority 0"
+        ruleset = "; ".join([table, f"delete {table}", head, *drops]) + "; }; }"
+        self._lab.run(FABRIC, ["nft", ruleset])
+
+    def _backhaul(self, ap: str) -> str:
+        return "bh" + ap.removeprefix("ap")
+
+    def _cables(self, ap: str) -> Iterable[tuple[str, str]]:
+        yield INTERNET, ap
+        yield FABRIC, self._backhaul(ap)
+        for network in self._lab.plan.networks:
+            yield FABRIC, self._lab.plan.antenna(ap, network).name
+
+    def _plug(self, ends: Iterable[tuple[str, str]], *, up: bool) -> None:
+        for node, name in ends:
+            end = self._lab.plan.interface(node, name)
+            with build.route_socket(self._lab.place, node) as netlink:
+                what = f"{'plugging' if up else 'unplugging'} {name} of {node}"
+                netlink.request([rtnl.set_up(end.index, what, up=up)])
+
+    def _forget(self, ap: str) -> None:
+        """What a kernel loses with its power."""
+        self._lab.agents.prepare(ap)
+        config = str(self._lab.agents.config_file(ap))
+        self._lab.run(ap, [path("apagent"), "cleanup", "--config", config])
+        self._lab.run(ap, ["conntrack", "-F"], check=False)
+        self._lab.run(ap, ["ip", "neigh", "flush", "all"], check=False)
+        for network in self._lab.plan.networks:
+            self._lab.run(
+                ap, ["bridge", "fdb", "flush", "dev", network.client_interface], check=False
+            )
