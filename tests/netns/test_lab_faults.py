@@ -13,7 +13,7 @@ pytestmark = pytest.mark.netns
 
 def reaches(lab: Lab, ap: str, other: str) -> bool:
     address = str(lab.plan.underlay(other))
-    ping = ["ping", "-c", "1", "-W", "1", "-q", address]
+    ping = ["ping", "-c", "3", "-i", "0.3", "-W", "1", "-q", address]
     return lab.run(ap, ping, check=False).returncode == 0
 
 
@@ -54,13 +54,13 @@ def test_an_ap_loses_its_power_and_boots(lab: MakeLab) -> None:
 def test_cables_are_pulled_one_by_one(lab: MakeLab) -> None:
     made = lab(aps=2, clients=0)
     faults = Faults(made)
-    internet = ["ping", "-c", "1", "-W", "1", "-q", "203.0.113.1"]
+    internet = ["ping", "-c", "3", "-W", "1", "-q", "203.0.113.1"]
     faults.unplug_uplink("ap1")
     assert made.run("ap1", internet, check=False).returncode != 0
     assert reaches(made, "ap1", "ap2")
     faults.plug_uplink("ap1")
     faults.unplug_backhaul("ap1")
-    assert made.run("ap1", internet).returncode == 0
+    assert made.run("ap1", internet, check=False).returncode == 0
     assert not reaches(made, "ap1", "ap2")
     faults.plug_backhaul("ap1")
     assert reaches(made, "ap1", "ap2")
