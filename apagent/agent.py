@@ -20,6 +20,7 @@ from apagent.core.events import (
     ClientSeen,
     ClientsFound,
     Event,
+    FlowsChanged,
     FlowsListed,
     KernelAdopted,
     SyncTimedOut,
@@ -27,6 +28,7 @@ from apagent.core.events import (
 from apagent.core.model import Mac, NetworkName
 from apagent.errors import EventsLost, KernelFault
 from apagent.kernel.port import ClientMonitor, DataPath, FlowMonitor, StateMonitor
+from apagent.pacing import PacedReader
 from apagent.reconcile import Reconciler
 from apagent.shell import Shell
 from apagent.upkeep import Clockwork, Upkeep
@@ -68,6 +70,7 @@ class Agent:
         # The kernel walks its whole table within the call; no roam should wait those 10 ms.
         self._collector = ThreadPoolExecutor(1, "conntrack collector")
         self._next_collection: asyncio.TimerHandle | None = None
+        self._paced: PacedReader | None = None
         self.resyncs = 0
         """Times that a table had to be read again because events were lost."""
 
@@ -95,7 +98,7 @@ class Agent:
     def listen(self, sync_timeout_s: float) -> None:
         """Start to take the kernel's events in, on the running loop."""
         loop = asyncio.get_running_loop()
-        loop.add_reader(self._flows.fileno(), self._guarded, self._read_flows)
+        self._paced = PacedReader(loop, self._flows.fileno(), self._read_flows)
         loop.add_reader(self._clients.fileno(), self._guarded, self._read_clients)
         loop.call_later(sync_timeout_s, self._shell.emit, SyncTimedOut())
         loop.add_reader(self.upkeep.fileno(), self._guarded, self.upkeep.read)
@@ -105,7 +108,8 @@ class Agent:
     def close(self) -> None:
         """Stop listening; what is installed goes on forwarding."""
         loop = asyncio.get_running_loop()
-        loop.remove_reader(self._flows.fileno())
+        if self._paced is not None:
+            self._paced.close()
         loop.remove_reader(self._clients.fileno())
         loop.remove_reader(self.upkeep.fileno())
         if self._next_collection is not None:
@@ -122,14 +126,22 @@ class Agent:
         except KernelFault as fault:
             log.error("reading kernel events: %s", fault)  # noqa: TRY400 - the text says it all
 
-    def _read_flows(self) -> None:
+    def _read_flows(self) -> int:
+        """Take in what conntrack reports; how many flows that were."""
+        events: list[FlowsChanged] = []
         try:
-            events: Iterable[Event] = self._flows.read()
+            events = self._flows.read()
         except EventsLost as lost:
             self._note_loss("conntrack", lost)
-            events = [FlowsListed(self._flows.dump())]
+            self._guarded(self._list_flows)
+        except KernelFault as fault:
+            log.error("reading conntrack events: %s", fault)  # noqa: TRY400 - the text says it all
         for event in events:
             self._shell.emit(event)
+        return sum(len(event.changes) for event in events)
+
+    def _list_flows(self) -> None:
+        self._shell.emit(FlowsListed(self._flows.dump()))
 
     def _read_clients(self) -> None:
         try:

@@ -17,15 +17,18 @@ import contextlib
 import errno
 import struct
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from apagent.core.domain import Network
 from apagent.core.events import FlowsChanged
 from apagent.core.model import ICMP, TCP, UDP, Flow, FlowKey, Nat, NetworkName, Sessions
 from apagent.errors import EventsLost
+from apagent.kernel.port_flows import Changes, PortFlowReader
+from apagent.kernel.receive import BatchReceiver
 from apagent.kernel.wire import NLM_F_DUMP, Message, Netlink, attribute, attributes, split
 
-EVENTS_PER_READ = 16384
+BATCHES_PER_READ, EVENTS_PER_BATCH = 128, 128
 """Bounds one `read` to some tenths of a second, so that the event loop breathes."""
 WANTED_BUFFER = 8 << 20
 """Bytes of socket buffer for events, room for some ten thousand."""
@@ -56,7 +59,8 @@ _JUST_OPENED = bytes(5)
 
 _ICMP_NUMBER = bytes([ICMP])
 _PORT_PROTOCOLS = {bytes([TCP]), bytes([UDP])}
-_EVENT_BUFFER = 1 << 16
+_EVENT_SIZE = 2048
+"""Bytes for an event; one takes some hundred."""
 _MAX_DRAINED = 1 << 18
 """More events than the wanted buffer holds."""
 
@@ -237,8 +241,8 @@ class LinuxFlowMonitor:
     def __init__(self, networks: Sequence[Network]) -> None:
         self._parser = FlowParser(networks)
         self._zones = {network.name: network.zone for network in networks}
-        self._buffer = bytearray(_EVENT_BUFFER)
-        self._view = memoryview(self._buffer)
+        self._ports = PortFlowReader(networks, _EVENT_SIZE)
+        self._received = BatchReceiver(EVENTS_PER_BATCH, _EVENT_SIZE)
         self._requests = Netlink(_NETLINK_NETFILTER)
         self._collector = Netlink(_NETLINK_NETFILTER)
         self._events = Netlink(
@@ -252,21 +256,22 @@ class LinuxFlowMonitor:
     def read(self) -> list[FlowsChanged]:
         """The waiting events, coalesced to one batch a network; never blocks.
 
-        At most `EVENTS_PER_READ` are read at once: the descriptor stays readable if there are more.
-        Raises EventsLost after an overflow, and then nothing from before it is left to read, so
-        that `dump` tells all.
+        A call is bounded: the descriptor stays readable if there are more. Raises EventsLost after
+        an overflow, and then nothing from before it is left to read, so that `dump` tells all.
         """
-        changes: dict[NetworkName, dict[FlowKey, Nat | None]] = {}
+        changes: dict[NetworkName, Changes] = {name: {} for name in self._zones}
+        collect = partial(self._collect, changes)
+        received = self._received
         try:
-            for _ in range(EVENTS_PER_READ):
-                size = self._events.events(self._buffer)
-                if not size:
+            for _ in range(BATCHES_PER_READ):
+                lengths = self._events.event_batch(received)
+                self._ports.read(received.buffer, lengths, changes, collect)
+                if len(lengths) < EVENTS_PER_BATCH:
                     break
-                self._collect(bytes(self._view[:size]), changes)
         except EventsLost:
             self._drain()
             raise
-        return [FlowsChanged(network, flows) for network, flows in changes.items()]
+        return [FlowsChanged(network, flows) for network, flows in changes.items() if flows]
 
     def dump(self) -> dict[NetworkName, Sessions]:
         """Read the whole conntrack table; every network has an entry. Raises KernelFault."""
@@ -310,14 +315,11 @@ class LinuxFlowMonitor:
         self._requests.close()
         self._collector.close()
 
-    def _collect(
-        self, datagram: bytes, changes: dict[NetworkName, dict[FlowKey, Nat | None]]
-    ) -> None:
+    def _collect(self, changes: dict[NetworkName, Changes], datagram: bytes) -> None:
         for type_, _, _, body in split(datagram):
             flow = self._parser.parse(body)
             if flow is not None:
-                nat = None if type_ == _DELETE else flow.nat
-                changes.setdefault(flow.network, {})[flow.key] = nat
+                changes[flow.network][flow.key] = None if type_ == _DELETE else flow.nat
 
     def _drain(self) -> None:
         """Throw away what waits from before the loss.
@@ -327,5 +329,5 @@ class LinuxFlowMonitor:
         """
         for _ in range(_MAX_DRAINED):
             with contextlib.suppress(EventsLost):
-                if not self._events.events(self._buffer):
+                if not self._events.event_batch(self._received):
                     return

@@ -19,6 +19,7 @@ from typing import Any
 
 from apagent.errors import EventsLost, KernelFault
 from apagent.kernel import packet_filter
+from apagent.kernel.receive import BatchReceiver
 
 NLM_F_REQUEST = 0x1
 NLM_F_ACK = 0x4
@@ -253,14 +254,23 @@ class Netlink:
         except BlockingIOError:
             return 0
         except OSError as error:
-            if error.errno == errno.ENOBUFS:
-                raise EventsLost(
-                    "the kernel reported events faster than we read them", errno.ENOBUFS
-                ) from None
-            raise _fault("reading netlink events", error) from None
+            raise _events_fault(error) from None
         if size > len(buffer):
             raise EventsLost(f"an event of {size} bytes didn't fit the buffer", errno.EMSGSIZE)
         return size
+
+    def event_batch(self, receiver: BatchReceiver) -> list[int]:
+        """Read waiting multicast messages into `receiver`; their lengths, empty: nothing waits.
+
+        Raises EventsLost if the socket overflowed or a datagram didn't fit.
+        """
+        try:
+            lengths = receiver.receive(self._socket)
+        except OSError as error:
+            raise _events_fault(error) from None
+        if lengths and max(lengths) > receiver.size:
+            raise EventsLost(f"an event of {max(lengths)} bytes didn't fit", errno.EMSGSIZE)
+        return lengths
 
     def _send_acknowledged(
         self, messages: Sequence[Message], begin: Message | None = None, end: Message | None = None
@@ -355,6 +365,12 @@ def attribute(type_: int, payload: bytes) -> bytes:
 def _fault(what: str, error: OSError) -> KernelFault:
     code = error.errno or 0
     return KernelFault(f"{what}: {_reason(code, '')}", code)
+
+
+def _events_fault(error: OSError) -> KernelFault:
+    if error.errno == errno.ENOBUFS:
+        return EventsLost("the kernel reported events faster than we read them", errno.ENOBUFS)
+    return _fault("reading netlink events", error)
 
 
 def _reason(code: int, text: str) -> str:

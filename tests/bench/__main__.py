@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import shutil
 import sys
 from pathlib import Path
 
@@ -26,10 +25,11 @@ def main(argv: list[str] | None = None) -> int:
     if options.names:
         sys.stdout.writelines(f"{group.name}\n" for group in chosen)
         return 0
-    if not (options.resume or options.only or options.report):
-        shutil.rmtree(options.output / "raw", ignore_errors=True)
     options.output.mkdir(parents=True, exist_ok=True)
     runner = Runner(options.output)
+    if not (options.resume or options.report):
+        for group in chosen:
+            runner.forget(group)
     rows = []
     for group in chosen:
         samples = runner.load(group) if options.report else runner.run(group)

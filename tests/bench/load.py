@@ -42,9 +42,7 @@ class _Iovec(ctypes.Structure):
     _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
 
 
-class _Mmsghdr(ctypes.Structure):
-    """struct mmsghdr with its struct msghdr, as on 64-bit Linux."""
-
+class _Msghdr(ctypes.Structure):
     _fields_ = (
         ("name", ctypes.c_void_p),
         ("name_length", ctypes.c_uint),
@@ -53,8 +51,11 @@ class _Mmsghdr(ctypes.Structure):
         ("control", ctypes.c_void_p),
         ("control_length", ctypes.c_size_t),
         ("flags", ctypes.c_int),
-        ("sent", ctypes.c_uint),
     )
+
+
+class _Mmsghdr(ctypes.Structure):
+    _fields_ = (("message", _Msghdr), ("sent", ctypes.c_uint))
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +118,9 @@ class Frames:
         offset = 0
         for index, one in enumerate(frames):
             self._iovecs[index] = _Iovec(start + offset, len(one))
-            header = self._headers[index]
-            header.iov = iovecs + index * ctypes.sizeof(_Iovec)
-            header.iov_count = 1
+            message = self._headers[index].message
+            message.iov = iovecs + index * ctypes.sizeof(_Iovec)
+            message.iov_count = 1
             offset += len(one)
         self._first = ctypes.addressof(self._headers)
         self._sendmmsg: Callable[..., int] = ctypes.CDLL(None, use_errno=True).sendmmsg

@@ -96,6 +96,10 @@ class Runner:
                     self._measure(group, trial, number, samples)
         return samples
 
+    def forget(self, group: Group) -> None:
+        """Throw away what earlier runs have left."""
+        self._file(group).unlink(missing_ok=True)
+
     def load(self, group: Group) -> Samples:
         """What earlier runs have left."""
         samples = Samples()

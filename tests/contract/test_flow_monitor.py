@@ -267,9 +267,11 @@ def test_flows_that_are_not_ours_are_left_out(router: Router, monitor: LinuxFlow
 
 @pytest.mark.netns
 def test_one_read_is_bounded(
-    router: Router, monitor: LinuxFlowMonitor, monkeypatch: pytest.MonkeyPatch
+    router: Router, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conntrack, "EVENTS_PER_READ", 2)
+    monkeypatch.setattr(conntrack, "EVENTS_PER_BATCH", 2)
+    monkeypatch.setattr(conntrack, "BATCHES_PER_READ", 1)
+    monitor = connect()
     flows = [router.open(UDP, port) for port in (5001, 5002, 5003)]
     assert list(changed(monitor)) == flows[:2]
     assert readable(monitor)
