@@ -22,6 +22,7 @@ from apagent.core.domain import (
     tunnel_address,
     tunnel_mac,
 )
+from apagent.core.liveness import ROUND_S
 from apagent.core.model import PROTOCOL_NUMBERS, ApId, NetworkName
 from apagent.errors import ConfigError
 from apagent.toml_table import Table
@@ -111,6 +112,7 @@ class Config:
     socket: Path
     kernel: KernelConfig
     sync_timeout_s: float
+    dead_after_s: float
     log_level: str
 
     def domain(self, adopted: Mapping[ApId, int], tunnel_mtu: int) -> Domain:
@@ -135,6 +137,7 @@ class Config:
             nflog_group=self.kernel.nflog_group,
             device_prefix=self.kernel.device_prefix,
             sync_timeout_s=self.sync_timeout_s,
+            dead_after_rounds=round(self.dead_after_s / ROUND_S) - 1,
         )
 
 
@@ -162,7 +165,7 @@ def parse(text: str) -> Config:
         raise ConfigError(f"not valid TOML: {error}") from None
     ap = _ap(top.table("ap"))
     tunnel, tunnel_range = _tunnel(top.table("tunnel"), ap)
-    listen, sync_timeout_s = _peering(top.table("peering"))
+    listen, sync_timeout_s, dead_after_s = _peering(top.table("peering"))
     config = Config(
         ap=ap,
         tunnel=tunnel,
@@ -172,6 +175,7 @@ def parse(text: str) -> Config:
         socket=_control(top.table("control")),
         kernel=_kernel(top.table("kernel")),
         sync_timeout_s=sync_timeout_s,
+        dead_after_s=dead_after_s,
         log_level=_log(top.table("log")),
     )
     top.finish()
@@ -203,12 +207,13 @@ def _tunnel(table: Table, ap: ApId) -> tuple[TunnelConfig, IPv4Network]:
     return tunnel, range_
 
 
-def _peering(table: Table) -> tuple[Endpoint, float]:
+def _peering(table: Table) -> tuple[Endpoint, float, float]:
     default = f"127.0.0.1:{DEFAULT_PEER_PORT}"
     listen = _endpoint(table, "listen", default)
     timeout = table.seconds("sync_timeout_s", 5.0, 0.1, 600.0)
+    dead_after = table.seconds("dead_after_s", 0.5, 0.3, 60.0)
     table.finish()
-    return listen, timeout
+    return listen, timeout, dead_after
 
 
 def _peer(table: Table, range_: IPv4Network) -> PeerConfig:
