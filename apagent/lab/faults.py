@@ -22,6 +22,8 @@ class Way(StrEnum):
 
     CONTROL = "ip protocol tcp"
     """What the agents say to each other."""
+    SUBSCRIPTION = "tcp dport 7411"
+    """What an agent says to those whose feeds it follows; they hear from it by its own feed."""
     TUNNEL = "ip protocol udp"
     """Their clients' packets."""
     BACKHAUL = "meta protocol ip"

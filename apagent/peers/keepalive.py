@@ -13,9 +13,9 @@ from dataclasses import dataclass
 class Keepalive:
     """Times in milliseconds: silence before a ping, wait for its answer, wait for a connection."""
 
-    idle_ms: int = 3000
-    answer_ms: int = 3000
-    connect_ms: int = 3000
+    idle_ms: int = 2000
+    answer_ms: int = 2000
+    connect_ms: int = 2000
 
     @property
     def server_options(self) -> list[tuple[str, int]]:
@@ -51,4 +51,5 @@ class Keepalive:
 
 
 KEEPALIVE = Keepalive()
-"""A partition is noticed within six seconds."""
+"""A partition is noticed within four seconds. That costs little where it was none: the feed goes on
+from its position."""
