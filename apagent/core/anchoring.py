@@ -41,6 +41,7 @@ from apagent.core.model import (
     AnchorStatement,
     ApId,
     FlowKey,
+    Mac,
     NatAddress,
     NetworkName,
     Sessions,
@@ -243,26 +244,27 @@ class Anchoring:
             if ap == self._me:
                 flows = tuple(key for key in table if not is_standing(key))
                 effects += [EndFlows(network, flows)] if flows else []
-            elif flows := self._silent(network, table):
-                effects.append(PokeClients(network, flows))
+            elif clients := self._silent(network, table):
+                effects.append(PokeClients(network, clients))
             effects.append(
                 NoteAnchor(ap, "forsaken", f"its {len(table)} flows in {network} end: no successor")
             )
         return effects
 
-    def _silent(self, network: NetworkName, table: Sessions) -> tuple[FlowKey, ...]:
+    def _silent(self, network: NetworkName, table: Sessions) -> dict[Mac, tuple[FlowKey, ...]]:
         """TCP flows of clients that we serve: such a client may only be listening."""
         here = {
-            address.packed
+            address.packed: client.claim.mac
             for client in self._clients[network]
             if client.claim.ap == self._me
             for address in client.claim.addresses
         }
-        return tuple(
-            key
-            for key in table
-            if key[PROTOCOL_OFFSET] == TCP and client_of(key) in here and not is_standing(key)
-        )
+        flows: dict[Mac, list[FlowKey]] = {}
+        for key in table:
+            mac = here.get(client_of(key))
+            if mac is not None and key[PROTOCOL_OFFSET] == TCP and not is_standing(key):
+                flows.setdefault(mac, []).append(key)
+        return {mac: tuple(keys) for mac, keys in flows.items()}
 
     def _note_liveness(self, peer: ApId) -> None:
         if peer in self._liveness.dead:

@@ -109,7 +109,7 @@ class PokeClients:
     """
 
     network: NetworkName
-    flows: tuple[FlowKey, ...]
+    clients: Mapping[Mac, tuple[FlowKey, ...]]
 
 
 @dataclass(frozen=True, slots=True)

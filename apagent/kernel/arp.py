@@ -17,12 +17,15 @@ from ipaddress import IPv4Address
 from apagent.core.model import Mac
 from apagent.errors import KernelFault
 
-_ETH_P_ARP = 0x0806
+ETH_P_ARP = 0x0806
 _BROADCAST = b"\xff" * 6
 _NO_MAC = bytes(6)
+_NO_ADDRESS = IPv4Address(0)
 _REQUEST, _REPLY = 1, 2
 _FRAME = struct.Struct(">6s6sHHHBBH6s4s6s4s")
 _ETHERNET, _IPV4, _MAC_SIZE, _IPV4_SIZE = 1, 0x0800, 6, 4
+SENDER_MAC, SENDER, TARGET = slice(22, 28), slice(28, 32), slice(38, 42)
+"""Where an ARP frame on Ethernet has its sender's MAC and address, and the target's address."""
 _ARPHRD_ETHER = 1
 """linux/if_arp.h"""
 
@@ -49,6 +52,14 @@ class ArpAnnouncer:
         us = self._bind()
         for address in addresses:
             self._send(us, _BROADCAST, _REQUEST, address, _NO_MAC, address)
+
+    def ask(self, address: IPv4Address) -> None:
+        """Ask who uses an address, without saying that we do (RFC 5227, section 2.1.1)."""
+        self._send(self._bind(), _BROADCAST, _REQUEST, _NO_ADDRESS, _NO_MAC, address)
+
+    def mac(self) -> bytes:
+        """The interface's own MAC."""
+        return self._bind()
 
     def close(self) -> None:
         """Close the socket."""
@@ -77,7 +88,7 @@ class ArpAnnouncer:
         frame = _FRAME.pack(
             to,
             us,
-            _ETH_P_ARP,
+            ETH_P_ARP,
             _ETHERNET,
             _IPV4,
             _MAC_SIZE,

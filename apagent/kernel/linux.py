@@ -10,12 +10,13 @@ from functools import partial
 from ipaddress import IPv4Address
 
 from apagent.core.domain import Domain
-from apagent.core.model import ApId, Mac, NetworkName
+from apagent.core.model import ApId, FlowKey, Mac, NetworkName
 from apagent.errors import KernelFault
 from apagent.kernel import nat_addresses, neighbours, routing, rules, surroundings, sysctl, tunnel
 from apagent.kernel.arp import ArpAnnouncer
 from apagent.kernel.needs import missing_needs
 from apagent.kernel.nft import NftTable
+from apagent.kernel.poke import ClientPoker
 from apagent.kernel.port import Counters, NetworkDelta, NetworkState, Prepared
 from apagent.kernel.state_monitor import LinuxStateMonitor
 from apagent.kernel.wire import Message, Netlink
@@ -129,6 +130,14 @@ class LinuxDataPath:
         announcer = self._announcer(joined.client_interface)
         for address in own:
             announcer.tell(mac, address, (joined.gateway, *behind))
+
+    def poke(self, network: NetworkName, clients: Mapping[Mac, Iterable[FlowKey]]) -> None:
+        """Make clients that we serve send a packet of each of these TCP flows."""
+        poker = ClientPoker(self._domain.network_by_name[network].client_interface)
+        try:
+            poker.poke(clients)
+        finally:
+            poker.close()
 
     def counters(self) -> Counters:
         """Read our counters. Raises KernelFault."""

@@ -139,6 +139,12 @@ class DataPath(Protocol):
         Raises KernelFault.
         """
 
+    def poke(self, network: NetworkName, clients: Mapping[Mac, Iterable[FlowKey]]) -> None:
+        """Make clients that we serve send a packet of each of these TCP flows.
+
+        One that only listens would wait for a dead anchor for many minutes. Raises KernelFault.
+        """
+
     def counters(self) -> Counters:
         """Read our counters. Raises KernelFault."""
 

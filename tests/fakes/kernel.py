@@ -52,6 +52,8 @@ class FakeKernel:
     """Every client that `forget_client` was given, in order."""
     welcomed: list[tuple[NetworkName, Mac]] = field(default_factory=list)
     """Every client that `welcome_client` was given, in order."""
+    poked: list[tuple[NetworkName, dict[Mac, tuple[FlowKey, ...]]]] = field(default_factory=list)
+    """Everything that `poke` was given, in order."""
     holding: bool = False
     """Whether what could belong to a peer's flow is held back."""
     applied: list[dict[NetworkName, NetworkDelta]] = field(default_factory=list)
@@ -155,6 +157,11 @@ class FakeDataPath:
     ) -> None:
         self._raise_fault("welcome_client")
         self.kernel.welcomed.append((self._prepared.network_by_name[network].name, mac))
+
+    def poke(self, network: NetworkName, clients: Mapping[Mac, Iterable[FlowKey]]) -> None:
+        self._raise_fault("poke")
+        poked = {mac: tuple(flows) for mac, flows in clients.items()}
+        self.kernel.poked.append((self._prepared.network_by_name[network].name, poked))
 
     def counters(self) -> Counters:
         self._raise_fault("counters")

@@ -122,7 +122,7 @@ def test_clients_that_only_listen_are_roused_when_their_anchor_is_given_up() -> 
     world.open(AP1, tcp(1), udp(2))
     world.power_off(AP1)
     world.rounds(DEAD_ROUNDS)
-    assert world.seen(AP2, PokeClients) == [PokeClients(LAN, (tcp(1),))]
+    assert world.seen(AP2, PokeClients) == [PokeClients(LAN, {ANN: (tcp(1),)})]
     assert world.seen(AP3, PokeClients) == []
 
 
