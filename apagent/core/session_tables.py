@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from apagent.core.digest import TableDigest
 from apagent.core.model import (
@@ -58,15 +58,54 @@ class AnchorRules:
     """Our own flows are in the kernel's maps, too, since what is not there goes to another AP."""
 
 
+class _Holders(Generic[_K]):
+    """Who has a key, of all that have tables.
+
+    Nearly every key is one AP's alone, and one dictionary tells whose, however many APs there are.
+    """
+
+    def __init__(self, tables: Mapping[ApId, Mapping[_K, object]]) -> None:
+        self._tables = tables
+        self.first: dict[_K, ApId] = {}
+        """An AP that has the key."""
+        self.shared: set[_K] = set()
+        """Keys that others have, too."""
+
+    def only(self, ap: ApId, key: _K) -> bool:
+        """Whether nobody but `ap` has the key."""
+        return self.first.get(key, ap) == ap and key not in self.shared
+
+    def add(self, ap: ApId, key: _K) -> None:
+        """`ap`, which didn't have the key, has it now."""
+        if self.first.setdefault(key, ap) != ap:
+            self.shared.add(key)
+
+    def remove(self, key: _K) -> None:
+        """An AP has it no more, nor does its table hold it."""
+        if key not in self.shared:
+            del self.first[key]
+            return
+        left = [other for other, table in self._tables.items() if key in table]
+        self.first[key] = left[0]
+        if len(left) == 1:
+            self.shared.remove(key)
+
+
 class SessionTables:
-    """All uplink session tables of one network, as `me` knows them."""
+    """All uplink session tables of one network, as `me` knows them.
+
+    Changes come by the ten thousand a second, and nearly all of them are of flows that one AP alone
+    has. For these, nothing here depends on how many APs or sessions there are.
+    """
 
     def __init__(self, me: ApId, peers: Iterable[ApId]) -> None:
         self._me = me
         self._tables: dict[ApId, dict[FlowKey, Nat]] = {ap: {} for ap in sorted({me, *peers})}
         self._digests = {ap: TableDigest() for ap in self._tables}
         self._sockets: dict[ApId, dict[SocketKey, int]] = {ap: {} for ap in self._tables}
-        self._by_client: dict[bytes, dict[ApId, int]] = {}
+        self._by_client: dict[ApId, dict[bytes, int]] = {ap: {} for ap in self._tables}
+        self._holders = _Holders(self._tables)
+        self._socket_holders = _Holders(self._sockets)
         self._standing: dict[bytes, dict[ApId, int]] = {}
         self.touched_flows: dict[FlowKey, ApId | None] = {}
         """Flows whose anchor may have changed -> the anchor before (None: ours or nobody's)."""
@@ -102,7 +141,7 @@ class SessionTables:
             elif old is None:
                 self._open(ap, key, nat)
             else:
-                self._touch(key)
+                self._touch_flow(ap, key)
                 table[key] = nat
         self._find_lost(ap, effective)
         return effective
@@ -116,38 +155,29 @@ class SessionTables:
 
     def anchor(self, key: FlowKey) -> ApId | None:
         """The peer that the kernel should send this flow's packets to; None: none."""
-        best: ApId | None = None
-        rank: tuple[bool, bool, bytes] | None = None
-        for ap, table in self._tables.items():
-            nat = table.get(key)
-            if nat is None:
-                continue
-            if best is None:
-                best, first = ap, nat
-                continue
-            rank = rank or self._rank(best, first)
-            other = self._rank(ap, nat)
-            if other < rank:
-                best, rank = ap, other
-        return None if best == self._me and not self.rules.exposed else best
+        if key not in self._holders.shared:
+            return self._unless_ours(self._holders.first.get(key))
+        held = ((ap, table[key]) for ap, table in self._tables.items() if key in table)
+        return self._unless_ours(min(held, key=self._rank)[0])
 
-    def _rank(self, ap: ApId, nat: Nat) -> tuple[bool, bool, bytes]:
+    def _unless_ours(self, ap: ApId | None) -> ApId | None:
+        return None if ap == self._me and not self.rules.exposed else ap
+
+    def _rank(self, held: tuple[ApId, Nat]) -> tuple[bool, bool, bytes]:
         """What orders the anchors of one flow: the lowest has it, and the lowest id of equals."""
+        ap, nat = held
         rules = self.rules
         holder = rules.holders.get(nat[NAT_ADDRESS], ap)
         return holder != ap, ap in rules.dead, nat[GENERATION]
 
     def socket_anchor(self, socket: SocketKey) -> ApId | None:
         """The peer that the kernel should send this socket's new flows to; None: none."""
+        if socket not in self._socket_holders.shared:
+            return self._unless_ours(self._socket_holders.first.get(socket))
         if socket in self._sockets[self._me]:
-            return self._me if self.rules.exposed else None
-        dead: ApId | None = None
-        for ap, sockets in self._sockets.items():
-            if socket in sockets:
-                if ap not in self.rules.dead:
-                    return ap
-                dead = dead or ap
-        return dead
+            return self._unless_ours(self._me)
+        held = [ap for ap, sockets in self._sockets.items() if socket in sockets]
+        return min(held, key=self.rules.dead.__contains__)
 
     def judge_by(self, rules: AnchorRules) -> None:
         """Judge by other rules from now on."""
@@ -160,23 +190,22 @@ class SessionTables:
                 judged_anew |= {ap for ap in (before, after) if ap is not None}
         if rules.prepared != old.prepared:
             judged_anew |= {self._me}
-        shared = {key for ap in judged_anew for key in self._shared(self._tables, ap)}
-        sockets = {socket for ap in judged_anew for socket in self._shared(self._sockets, ap)}
+        shared: set[FlowKey] = set()
+        sockets: set[SocketKey] = set()
+        if judged_anew:
+            shared.update(self._holders.shared)
+            sockets.update(self._socket_holders.shared)
         if rules.exposed != old.exposed:
             shared.update(self._tables[self._me])
             sockets.update(self._sockets[self._me])
         for key in shared:
-            self._touch_flow(key)
+            if not is_standing(key):
+                self.touched_flows.setdefault(key, self.anchor(key))
         for socket in sockets:
-            self._touch_socket(socket)
+            self.touched_sockets.setdefault(socket, self.socket_anchor(socket))
         self.rules = rules
         self.lost -= shared
         self._find_lost(None, shared)
-
-    def _shared(self, tables: Mapping[ApId, Mapping[_K, object]], ap: ApId) -> set[_K]:
-        """The keys that `ap` has in common with another one."""
-        own = tables.get(ap, {}).keys()
-        return {key for other in tables if other != ap for key in own & tables[other].keys()}
 
     def desired_flows(self) -> dict[FlowKey, ApId]:
         """Every flow that the kernel should tunnel, with its anchor."""
@@ -212,42 +241,67 @@ class SessionTables:
 
     def flows_of(self, client: bytes) -> Mapping[ApId, int]:
         """Number of live sessions of the client address (4 bytes) by anchor."""
-        return self._by_client.get(client, {})
+        return {ap: counts[client] for ap, counts in self._by_client.items() if client in counts}
 
     def is_awaited(self, client: bytes) -> bool:
         """Whether a port is forwarded to the client address (4 bytes)."""
         return client in self._standing
 
     def _open(self, ap: ApId, key: FlowKey, nat: Nat) -> None:
-        self._touch(key)
+        self._touch_flow(ap, key)
         self._tables[ap][key] = nat
-        by_client = self._standing if is_standing(key) else self._by_client
-        counts = by_client.setdefault(client_of(key), {})
-        counts[ap] = counts.get(ap, 0) + 1
-        if _holds_socket(key):
-            sockets = self._sockets[ap]
-            socket = socket_of(key)
-            sockets[socket] = sockets.get(socket, 0) + 1
+        self._holders.add(ap, key)
+        client, standing = client_of(key), is_standing(key)
+        if standing:
+            counts = self._standing.setdefault(client, {})
+            counts[ap] = counts.get(ap, 0) + 1
+        else:
+            numbers = self._by_client[ap]
+            numbers[client] = numbers.get(client, 0) + 1
+        if standing or key[PROTOCOL_OFFSET] == UDP:
+            self._hold_socket(ap, socket_of(key))
 
     def _close(self, ap: ApId, key: FlowKey) -> None:
-        self._touch(key)
+        self._touch_flow(ap, key)
         del self._tables[ap][key]
-        by_client = self._standing if is_standing(key) else self._by_client
-        client = client_of(key)
-        _decrement(by_client[client], ap)
-        if not by_client[client]:
-            del by_client[client]
-        if _holds_socket(key):
-            _decrement(self._sockets[ap], socket_of(key))
+        self._holders.remove(key)
+        client, standing = client_of(key), is_standing(key)
+        if standing:
+            _decrement(self._standing[client], ap)
+            if not self._standing[client]:
+                del self._standing[client]
+        else:
+            _decrement(self._by_client[ap], client)
+        if standing or key[PROTOCOL_OFFSET] == UDP:
+            self._release_socket(ap, socket_of(key))
+
+    def _hold_socket(self, ap: ApId, socket: SocketKey) -> None:
+        sockets = self._sockets[ap]
+        count = sockets.get(socket, 0)
+        if not count:
+            self._touch_socket(ap, socket)
+            self._socket_holders.add(ap, socket)
+        sockets[socket] = count + 1
+
+    def _release_socket(self, ap: ApId, socket: SocketKey) -> None:
+        sockets = self._sockets[ap]
+        if sockets[socket] > 1:
+            sockets[socket] -= 1
+            return
+        self._touch_socket(ap, socket)
+        del sockets[socket]
+        self._socket_holders.remove(socket)
 
     def _find_lost(self, ap: ApId | None, changed: Iterable[FlowKey]) -> None:
         """Note which of our flows `changed` are lost now, by what `ap` said of them."""
+        shared = self._holders.shared
+        if not shared and not self.lost:
+            return
         ours = self._tables[self._me]
-        others = [table for other, table in self._tables.items() if other != self._me]
         for key in changed:
             if key not in ours or is_standing(key):
                 self.lost.discard(key)
-            elif ap == self._me and not any(key in table for table in others):
+            elif ap == self._me and key not in shared:
                 continue
             elif (
                 self.anchor(key) not in (None, self._me)
@@ -255,22 +309,21 @@ class SessionTables:
             ):
                 self.lost.add(key)
 
-    def _touch(self, key: FlowKey) -> None:
-        self._touch_flow(key)
-        if _holds_socket(key):
-            self._touch_socket(socket_of(key))
+    def _touch_flow(self, ap: ApId, key: FlowKey) -> None:
+        """Note who has the flow before `ap` changes what it says of it.
 
-    def _touch_flow(self, key: FlowKey) -> None:
-        if key not in self.touched_flows and not is_standing(key):
+        A flow that we alone have is in no map, before or after.
+        """
+        if key in self.touched_flows or is_standing(key):
+            return
+        if ap != self._me or self.rules.exposed or not self._holders.only(ap, key):
             self.touched_flows[key] = self.anchor(key)
 
-    def _touch_socket(self, socket: SocketKey) -> None:
-        if socket not in self.touched_sockets:
+    def _touch_socket(self, ap: ApId, socket: SocketKey) -> None:
+        if socket in self.touched_sockets:
+            return
+        if ap != self._me or self.rules.exposed or not self._socket_holders.only(ap, socket):
             self.touched_sockets[socket] = self.socket_anchor(socket)
-
-
-def _holds_socket(key: FlowKey) -> bool:
-    return key[PROTOCOL_OFFSET] == UDP or is_standing(key)
 
 
 def _decrement(counts: dict[_K, int], key: _K) -> None:

@@ -140,3 +140,15 @@ def test_flows_are_counted_by_client_and_anchor() -> None:
     assert t.flows_of(ANN_IP.packed) == {AP2: 1}
     t.apply(AP2, {udp(1): None})
     assert t.flows_of(ANN_IP.packed) == {}
+
+
+def test_when_our_flow_ends_a_peers_is_installed() -> None:
+    t = tables()
+    t.apply(AP2, {udp(1): at(4)})
+    t.apply(AP3, {udp(1): at(5)})
+    t.touched_flows.clear()
+    t.touched_sockets.clear()
+    t.apply(AP2, {udp(1): None})
+    assert t.touched_flows == {udp(1): None}
+    assert t.touched_sockets == {socket_of(udp(1)): None}
+    assert t.anchor(udp(1)) == AP3
