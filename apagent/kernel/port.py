@@ -243,10 +243,16 @@ class TunnelProber(Protocol):
     """Whether the peers' kernels answer through the tunnel; their agents have no part in it."""
 
     def probe(self, peers: Iterable[ApId]) -> None:
-        """Send one probe to each. What can't be sent counts as not answered."""
+        """Send one probe to each, which is a round. What can't be sent counts as not answered.
+
+        Raises KernelFault if nothing can be sent to anybody: our own tunnel device is gone or down.
+        """
 
     def answered(self) -> frozenset[ApId]:
-        """Who has answered a probe of the latest round since the last call; never blocks."""
+        """Who has answered one of the latest rounds since the last call; never blocks.
+
+        Answers that come a second late still count, so that a slow underlay is no death.
+        """
 
     def close(self) -> None:
         """Close the sockets."""

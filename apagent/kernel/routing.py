@@ -1,13 +1,16 @@
 """Routes and policy rules: who is reached through which peer's tunnel address.
 
 An anchor's table holds one default route; a network's host table one route a client that another
-AP serves. They all carry our protocol number and lie in our tables; main is never touched.
+AP serves. The first network's also holds one to each peer's tunnel address, for what has ours as
+its source: answers to probes. They all carry our protocol number and lie in our tables; main is
+never touched.
 """
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from ipaddress import IPv4Address
 
 from apagent.core.domain import Ap, Domain, Network
@@ -22,15 +25,17 @@ _ANYWHERE = IPv4Address(0)
 
 
 def prepare_routes(netlink: Netlink, domain: Domain) -> None:
-    """Install every anchor's default route; remove routes of ours that have lost their meaning.
+    """Install the routes to every peer; remove routes of ours that have lost their meaning.
 
     Host routes of clients stay where their network and serving AP still exist. Raises KernelFault.
     """
     wanted = {
         _anchor_route(domain, network, peer) for network in domain.networks for peer in domain.peers
-    } | set(_connected_routes(domain))
+    }
+    wanted |= {_peer_route(domain, peer) for peer in domain.peers}
+    wanted |= set(_connected_routes(domain))
     present = set(_own_routes(netlink, domain))
-    netlink.request(set_route(route, f"default route {route}") for route in wanted - present)
+    netlink.request(set_route(route, f"route {route}") for route in wanted - present)
     keys = {(route.table, route.destination, route.length) for route in wanted}
     hosts = _HostRoutes(domain)
     netlink.request(
@@ -103,6 +108,13 @@ def _anchor_route(domain: Domain, network: Network, peer: Ap) -> Route:
         _device_index(domain, network),
         domain.route_protocol,
     )
+
+
+def _peer_route(domain: Domain, peer: Ap) -> Route:
+    network = domain.networks[0]
+    route = _anchor_route(domain, network, peer)
+    table = domain.host_table(network)
+    return replace(route, table=table, destination=peer.tunnel_address, length=32)
 
 
 def _connected_routes(domain: Domain) -> Iterator[Route]:

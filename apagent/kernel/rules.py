@@ -29,7 +29,7 @@ RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
 
 # linux/fib_rules.h
 _FIB_RULE_HDR = struct.Struct("=BBBBBBBBI")
-_FRA_DST, _FRA_IIFNAME, _FRA_PRIORITY, _FRA_FWMARK = 1, 3, 6, 10
+_FRA_DST, _FRA_SRC, _FRA_IIFNAME, _FRA_PRIORITY, _FRA_FWMARK = 1, 2, 3, 6, 10
 _FRA_TABLE, _FRA_FWMASK, _FRA_PROTOCOL = 15, 16, 21
 _FR_ACT_TO_TBL = 1
 _U32 = struct.Struct("=I")
@@ -47,9 +47,12 @@ class Rule(NamedTuple):
     mark: int = 0
     mask: int = 0
     destination: IPv4Network | None = None
+    source: IPv4Network | None = None
 
     def __str__(self) -> str:
         parts = [f"{self.priority}:"]
+        if self.source is not None:
+            parts.append(f"from {self.source}")
         if self.destination is not None:
             parts.append(f"to {self.destination}")
         if self.iif:
@@ -88,7 +91,17 @@ def wanted_rules(domain: Domain) -> set[Rule]:
         for peer in domain.peers
     }
     hosts = {rule for network in domain.networks for rule in _host_rules(domain, network)}
-    return anchors | errors | hosts
+    return anchors | errors | hosts | {_answers_rule(domain)}
+
+
+def _answers_rule(domain: Domain) -> Rule:
+    """What we answer to a peer's tunnel address, such as its probes, goes back through a tunnel."""
+    return Rule(
+        domain.rule_priority + 1,
+        domain.host_table(domain.networks[0]),
+        domain.route_protocol,
+        source=IPv4Network(domain.me.tunnel_address),
+    )
 
 
 def _host_rules(domain: Domain, network: Network) -> list[Rule]:
@@ -141,13 +154,15 @@ def _own_rules(netlink: Netlink, domain: Domain) -> list[Rule]:
 
 def parse_rule(body: bytes) -> Rule:
     """Read an RTM_NEWRULE message."""
-    _, length, _, _, table, _, _, _, _ = _FIB_RULE_HDR.unpack_from(body)
+    _, length, source_length, _, table, _, _, _, _ = _FIB_RULE_HDR.unpack_from(body)
     found = dict(attributes(body, _FIB_RULE_HDR.size))
 
     def number(type_: int, default: int = 0) -> int:
         return int(_U32.unpack(found[type_])[0]) if type_ in found else default
 
-    destination = found.get(_FRA_DST)
+    def prefix(type_: int, length: int) -> IPv4Network | None:
+        return IPv4Network((IPv4Address(found[type_]), length)) if type_ in found else None
+
     return Rule(
         number(_FRA_PRIORITY),
         number(_FRA_TABLE, table),
@@ -155,7 +170,8 @@ def parse_rule(body: bytes) -> Rule:
         found.get(_FRA_IIFNAME, b"").rstrip(b"\0").decode(errors="replace"),
         number(_FRA_FWMARK),
         number(_FRA_FWMASK),
-        None if destination is None else IPv4Network((IPv4Address(destination), length)),
+        prefix(_FRA_DST, length),
+        prefix(_FRA_SRC, source_length),
     )
 
 
@@ -179,6 +195,9 @@ def _encode(rule: Rule) -> bytes:
     if rule.destination is not None:
         message["dst_len"] = rule.destination.prefixlen
         attrs.append(("FRA_DST", str(rule.destination.network_address)))
+    if rule.source is not None:
+        message["src_len"] = rule.source.prefixlen
+        attrs.append(("FRA_SRC", str(rule.source.network_address)))
     if rule.iif:
         attrs.append(("FRA_IIFNAME", rule.iif))
     if rule.mask:

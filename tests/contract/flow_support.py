@@ -73,7 +73,7 @@ def namespace(stack: ExitStack) -> int:
     return holder.pid
 
 
-def _inside(pid: int, make: Callable[[], T]) -> T:
+def inside(pid: int, make: Callable[[], T]) -> T:
     """Call `make` in the process's namespace; a socket that it makes stays there."""
     results: list[T] = []
 
@@ -174,7 +174,7 @@ class Router:
         return self._socket(self._server, kind, SERVER, port)
 
     def _socket(self, pid: int, kind: int, address: IPv4Address, port: int) -> socket.socket:
-        made = self._stack.enter_context(_inside(pid, lambda: socket.socket(socket.AF_INET, kind)))
+        made = self._stack.enter_context(inside(pid, lambda: socket.socket(socket.AF_INET, kind)))
         made.settimeout(5)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind((str(address), port))

@@ -233,9 +233,9 @@ def mac_of(device: str) -> Mac:
         return Mac(address.hex(":"))
 
 
-def eventually(holds: Callable[[], bool]) -> bool:
+def eventually(holds: Callable[[], bool], patience_s: float = _PATIENCE_S) -> bool:
     """Whether it holds within some seconds."""
-    deadline = time.monotonic() + _PATIENCE_S
+    deadline = time.monotonic() + patience_s
     while not holds() and time.monotonic() < deadline:
         time.sleep(0.01)
     return holds()

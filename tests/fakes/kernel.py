@@ -376,3 +376,24 @@ class FakeClientMonitor(_Signal):
     def find_interfaces(self) -> bool:
         anew, self.anew = self.anew, False
         return anew
+
+
+class FakeTunnelProber:
+    """A `TunnelProber`: the peers in `alive` answer."""
+
+    def __init__(self) -> None:
+        self.alive: set[ApId] = set()
+        self.device_is_gone = False
+        self._answers: set[ApId] = set()
+
+    def probe(self, peers: Iterable[ApId]) -> None:
+        if self.device_is_gone:
+            raise KernelFault("fake probe", errno.ENODEV)
+        self._answers |= self.alive.intersection(peers)
+
+    def answered(self) -> frozenset[ApId]:
+        answers, self._answers = frozenset(self._answers), set()
+        return answers
+
+    def close(self) -> None:
+        self._answers.clear()
