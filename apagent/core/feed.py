@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import islice
 from typing import NamedTuple
 
 from apagent.core.digest import Buckets, FeedDigest, TableDigest, feed_digest
@@ -20,7 +20,6 @@ from apagent.core.model import (
     AnchorStatement,
     Claim,
     FlowKey,
-    Mac,
     Nat,
     NetworkName,
     SessionChanges,
@@ -85,13 +84,16 @@ class FeedSnapshot:
                 yield from _pieces(network, looked_at, self.differing)
 
 
-class _Change(NamedTuple):
-    network: NetworkName
-    key: FlowKey
-    nat: Nat | None
+class _Piece(NamedTuple):
+    """What one position adds."""
 
+    tables: Mapping[NetworkName, SessionChanges]
+    claims: Sequence[Claim]
+    anchor: AnchorStatement | None
 
-_Piece = tuple[_Change | Claim | AnchorStatement, ...]
+    @property
+    def size(self) -> int:
+        return sum(map(len, self.tables.values())) + len(self.claims) + (self.anchor is not None)
 
 
 class FeedLog:
@@ -112,6 +114,7 @@ class FeedLog:
         self._capacity = capacity
         self._pieces: deque[_Piece] = deque()
         self._size = 0
+        self._latest = FeedDelta(-1, -1, 0)
         self._listeners: dict[object, Callable[[], None]] = {}
 
     def append(
@@ -128,14 +131,10 @@ class FeedLog:
         sessions that it speaks of.
         """
         self._clock = max(self._clock, clock)
-        statement = () if anchor is None else (anchor,)
-        changes: Iterator[_Change | Claim | AnchorStatement] = chain(
-            _flat(tables), claims, statement
-        )
         before = self.sequence
-        while piece := tuple(islice(changes, MAX_CHANGES)):
+        for piece in _pieces_of(tables, claims, anchor):
             self._pieces.append(piece)
-            self._size += len(piece)
+            self._size += piece.size
             self.sequence += 1
         self._forget_oldest()
         if self.sequence != before:
@@ -161,8 +160,16 @@ class FeedLog:
         oldest = self.sequence - len(self._pieces)
         if epoch != self.epoch or not oldest <= sequence <= self.sequence:
             return None
-        pieces = _that_fit(islice(self._pieces, sequence - oldest, None))
-        tables, claims, anchor = _fold(chain.from_iterable(pieces))
+        if (self._latest.follows, self._latest.sequence) != (sequence, self.sequence):
+            self._latest = self._delta(sequence, oldest)
+        return self._latest
+
+    def _delta(self, sequence: int, oldest: int) -> FeedDelta:
+        """What follows `sequence`. Subscribers that keep up all ask for the same."""
+        first = sequence - oldest
+        # A deque finds what is near its ends at once.
+        pieces = _that_fit(self._pieces[index] for index in range(first, len(self._pieces)))
+        tables, claims, anchor = _fold(pieces)
         return FeedDelta(sequence, sequence + len(pieces), self._clock, tables, claims, anchor)
 
     def snapshot(self, epoch: int = 0, held: FeedDigest | None = None) -> FeedSnapshot:
@@ -184,13 +191,28 @@ class FeedLog:
 
     def _forget_oldest(self) -> None:
         while self._size > self._capacity:
-            self._size -= len(self._pieces.popleft())
+            self._size -= self._pieces.popleft().size
 
 
-def _flat(tables: Mapping[NetworkName, SessionChanges]) -> Iterator[_Change]:
+def _pieces_of(
+    tables: Mapping[NetworkName, SessionChanges],
+    claims: Sequence[Claim],
+    anchor: AnchorStatement | None,
+) -> Iterator[_Piece]:
+    """A batch, in pieces of at most `MAX_CHANGES`; usually it is one as it stands."""
+    whole = _Piece(tables, claims, anchor)
+    if whole.size <= MAX_CHANGES:
+        if whole.size:
+            yield whole
+        return
     for network, changes in tables.items():
-        for key, nat in changes.items():
-            yield _Change(network, key, nat)
+        items = iter(changes.items())
+        while some := dict(islice(items, MAX_CHANGES)):
+            yield _Piece({network: some}, (), None)
+    for first in range(0, len(claims), MAX_CHANGES):
+        yield _Piece({}, claims[first : first + MAX_CHANGES], None)
+    if anchor is not None:
+        yield _Piece({}, (), anchor)
 
 
 def _pieces(
@@ -205,7 +227,7 @@ def _pieces(
 def _that_fit(pieces: Iterable[_Piece]) -> list[_Piece]:
     fit, size = [], 0
     for piece in pieces:
-        size += len(piece)
+        size += piece.size
         if size > MAX_CHANGES:
             break
         fit.append(piece)
@@ -213,17 +235,20 @@ def _that_fit(pieces: Iterable[_Piece]) -> list[_Piece]:
 
 
 def _fold(
-    changes: Iterable[_Change | Claim | AnchorStatement],
-) -> tuple[dict[NetworkName, dict[FlowKey, Nat | None]], tuple[Claim, ...], AnchorStatement | None]:
+    pieces: Sequence[_Piece],
+) -> tuple[Mapping[NetworkName, SessionChanges], tuple[Claim, ...], AnchorStatement | None]:
     """Keep the last word on every session and client, and on the anchor."""
+    if len(pieces) == 1:
+        [only] = pieces
+        return only.tables, _last_words(only.claims), only.anchor
     tables: dict[NetworkName, dict[FlowKey, Nat | None]] = {}
-    claims: dict[tuple[NetworkName, Mac], Claim] = {}
     anchor: AnchorStatement | None = None
-    for change in changes:
-        if isinstance(change, Claim):
-            claims[change.network, change.mac] = change
-        elif isinstance(change, AnchorStatement):
-            anchor = change
-        else:
-            tables.setdefault(change.network, {})[change.key] = change.nat
-    return tables, tuple(claims.values()), anchor
+    for piece in pieces:
+        for network, changes in piece.tables.items():
+            tables.setdefault(network, {}).update(changes)
+        anchor = piece.anchor or anchor
+    return tables, _last_words(claim for piece in pieces for claim in piece.claims), anchor
+
+
+def _last_words(claims: Iterable[Claim]) -> tuple[Claim, ...]:
+    return tuple({(claim.network, claim.mac): claim for claim in claims}.values())

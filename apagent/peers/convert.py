@@ -9,7 +9,6 @@ message holds. A message that isn't the peer's own, or that no agent would send,
 from __future__ import annotations
 
 import logging
-import struct
 import time
 from collections.abc import Callable, Iterable, Iterator
 from ipaddress import IPv4Address
@@ -20,10 +19,6 @@ from apagent.core.digest import BUCKETS, FeedDigest
 from apagent.core.domain import Network
 from apagent.core.feed import MAX_CHANGES, FeedDelta, FeedSnapshot
 from apagent.core.model import (
-    ESTABLISHED,
-    ICMP,
-    TCP,
-    UDP,
     AnchorMode,
     AnchorStatement,
     ApId,
@@ -35,10 +30,10 @@ from apagent.core.model import (
     NatAddress,
     NetworkAnchor,
     NetworkName,
-    SessionChanges,
 )
 from apagent.errors import PeerFault
 from apagent.peers import versions
+from apagent.peers.tables import Scope, count_untrusted, read_table_untrusted, table_message
 from apagent.v1 import peer_pb2 as pb
 
 GENERATION_LIMIT = 1 << 63
@@ -58,10 +53,6 @@ _MODES = {
 }
 _MODE_NUMBERS = {mode: number for number, mode in _MODES.items()}
 _LIMITED_BROADCAST = IPv4Address("255.255.255.255")
-_KEY = struct.Struct(">IIBHH")
-_NAT = struct.Struct(">IHIB")
-"""`FlowKey` and `Nat` as numbers: the hot loops here go without their readable forms."""
-_PROTOCOLS = frozenset({ICMP, TCP, UDP})
 _MAC_SIZE = 6
 _MAC_GROUP_BIT = 0x01
 """Least significant bit of the first octet: a group address (IEEE 802, clause 8.2)."""
@@ -79,33 +70,6 @@ class Statements(NamedTuple):
     anchor: AnchorStatement | None = None
 
 
-class _Scope(NamedTuple):
-    """The addresses that clients of a network may have, as numbers."""
-
-    name: NetworkName
-    prefix: int
-    mask: int
-    reserved: frozenset[int]
-    """Inside the prefix, and never a client: the gateway, the network and its broadcast address."""
-
-    @classmethod
-    def of(cls, network: Network) -> _Scope:
-        prefix = network.prefix
-        reserved = (network.gateway, prefix.network_address, prefix.broadcast_address)
-        return cls(
-            network.name,
-            int(prefix.network_address),
-            int(prefix.netmask),
-            frozenset(map(int, reserved)),
-        )
-
-    def covers(self, address: int) -> bool:
-        return address & self.mask == self.prefix
-
-    def holds(self, address: int) -> bool:
-        return self.covers(address) and address not in self.reserved
-
-
 class PeerReader:
     """Reads the messages of one peer, and keeps count of what it refused."""
 
@@ -119,7 +83,7 @@ class PeerReader:
         """Statements of this peer that were refused."""
         self._peer = peer
         networks = tuple(networks)
-        self._scopes = {network.name: _Scope.of(network) for network in networks}
+        self._scopes = {network.name: Scope.of(network) for network in networks}
         self._movable = {network.name for network in networks if network.takeover}
         self._now = now
         self._quiet_until = 0.0
@@ -134,12 +98,14 @@ class PeerReader:
             if scope is None:
                 self._refuse(
                     f"sessions of a network {table.network!r:.40} that isn't configured here",
-                    len(table.opened) + len(table.closed),
+                    count_untrusted(table),
                 )
                 continue
             changes = tables.setdefault(scope.name, {})
-            self._read_closed_untrusted(table, scope, changes)
-            self._read_opened_untrusted(table, scope, changes)
+            try:
+                read_table_untrusted(table, scope, changes, self._refuse)
+            except PeerFault as fault:
+                raise PeerFault(f"peer {self._peer}: sent {fault}") from None
         anchor = self._anchor_untrusted(message.anchor) if message.HasField("anchor") else None
         return Statements(tables, tuple(self._claims_untrusted(message)), anchor)
 
@@ -156,51 +122,6 @@ class PeerReader:
             )
         if message.clock >= GENERATION_LIMIT:
             raise PeerFault(f"peer {self._peer}: its clock {message.clock} is out of range")
-
-    def _read_opened_untrusted(
-        self, table: pb.TableChanges, scope: _Scope, changes: dict[FlowKey, Nat | None]
-    ) -> None:
-        _, prefix, mask, reserved = scope
-        pack_key, pack_nat, protocols = _KEY.pack, _NAT.pack, _PROTOCOLS
-        for session in table.opened:
-            flow = session.flow
-            client, remote, protocol = flow.client, flow.remote, flow.protocol
-            if client & mask != prefix or client in reserved:
-                self._refuse(f"a session of {_address(client)}, no client of {scope.name}")
-            elif remote & mask == prefix or protocol not in protocols:
-                self._refuse(f"a session to {_address(remote)}, protocol {protocol}")
-            else:
-                try:
-                    key = pack_key(client, remote, protocol, flow.client_port, flow.remote_port)
-                    nat = pack_nat(
-                        session.nat_address,
-                        session.nat_port,
-                        session.generation,
-                        session.established,
-                    )
-                except struct.error:
-                    self._refuse(f"a session of {_address(client)} with a port beyond 65535")
-                else:
-                    changes[FlowKey(key)] = Nat(nat)
-
-    def _read_closed_untrusted(
-        self, table: pb.TableChanges, scope: _Scope, changes: dict[FlowKey, Nat | None]
-    ) -> None:
-        _, prefix, mask, reserved = scope
-        pack_key = _KEY.pack
-        for flow in table.closed:
-            client = flow.client
-            if client & mask != prefix or client in reserved:
-                self._refuse(f"the end of a session of {_address(client)}, no client here")
-                continue
-            try:
-                key = pack_key(
-                    client, flow.remote, flow.protocol, flow.client_port, flow.remote_port
-                )
-            except struct.error:
-                self._refuse(f"the end of a session of {_address(client)} with impossible numbers")
-            else:
-                changes[FlowKey(key)] = None
 
     def _claims_untrusted(self, message: pb.FeedMessage) -> Iterator[Claim]:
         for claim in message.claims:
@@ -313,7 +234,7 @@ def delta_message(ap: ApId, version: int, epoch: int, delta: FeedDelta) -> pb.Fe
         follows=delta.follows,
         sequence=delta.sequence,
         clock=delta.clock,
-        tables=[_table(name, changes) for name, changes in delta.tables.items()],
+        tables=[table_message(*table, version) for table in delta.tables.items()],
         claims=[_claim(claim) for claim in delta.claims],
         anchor=_anchor(delta.anchor) if delta.anchor and version >= versions.WITH_ANCHORS else None,
     )
@@ -336,7 +257,7 @@ def snapshot_messages(
 
     for name, sessions in snapshot.pieces():
         part = message(pb.FeedMessage.KIND_SNAPSHOT_PART)
-        part.tables.append(_table(name, sessions))
+        part.tables.append(table_message(name, sessions, version))
         yield part
     claims = map(_claim, snapshot.contents.claims)
     while some := list(islice(claims, MAX_CHANGES)):
@@ -350,31 +271,6 @@ def snapshot_messages(
     if version >= versions.WITH_ANCHORS:
         last.anchor.CopyFrom(_anchor(snapshot.contents.anchor))
     yield last
-
-
-def _table(network: NetworkName, changes: SessionChanges) -> pb.TableChanges:
-    table = pb.TableChanges(network=network)
-    unpack_nat = _NAT.unpack
-    open_, close = table.opened.add, table.closed.add
-    for key, nat in changes.items():
-        if nat is None:
-            _fill(close(), key)
-        else:
-            session = open_()
-            session.nat_address, session.nat_port, session.generation, flags = unpack_nat(nat)
-            session.established = bool(flags & ESTABLISHED)
-            _fill(session.flow, key)
-    return table
-
-
-def _fill(flow: pb.FlowKey, key: FlowKey) -> None:
-    (
-        flow.client,
-        flow.remote,
-        flow.protocol,
-        flow.client_port,
-        flow.remote_port,
-    ) = _KEY.unpack(key)
 
 
 def _claim(claim: Claim) -> pb.Claim:

@@ -17,7 +17,7 @@ from apagent.core.model import ApId
 from apagent.peers import versions
 from apagent.peers.credentials import server_port
 from apagent.peers.keepalive import KEEPALIVE, Keepalive
-from apagent.peers.publisher import Publisher
+from apagent.peers.publisher import Publisher, SharedDeltas
 from apagent.v1 import peer_pb2 as pb
 from apagent.v1 import peer_pb2_grpc
 
@@ -33,7 +33,7 @@ class _PeerFeed(peer_pb2_grpc.PeerFeedServicer):
     """Streams a `FeedLog`. A subscriber that reads slowly holds up nobody but itself."""
 
     def __init__(self, ap: ApId, log: FeedLog) -> None:
-        self._ap = ap
+        self._deltas = SharedDeltas(ap)
         self._feed = log
 
     async def Watch(  # noqa: N802 - the name in the proto file
@@ -53,7 +53,7 @@ class _PeerFeed(peer_pb2_grpc.PeerFeedServicer):
             context.peer(),
             version,
         )
-        publisher = Publisher(self._ap, self._feed, version, request)
+        publisher = Publisher(self._deltas, self._feed, version, request)
         appended = asyncio.Event()
         unsubscribe = self._feed.subscribe(appended.set)
         try:

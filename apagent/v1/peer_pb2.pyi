@@ -68,14 +68,20 @@ class FeedMessage(_message.Message):
     def __init__(self, kind: _Optional[_Union[FeedMessage.Kind, str]] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., clock: _Optional[int] = ..., tables: _Optional[_Iterable[_Union[TableChanges, _Mapping]]] = ..., claims: _Optional[_Iterable[_Union[Claim, _Mapping]]] = ..., ap: _Optional[str] = ..., protocol_version: _Optional[int] = ..., follows: _Optional[int] = ..., anchor: _Optional[_Union[AnchorStatement, _Mapping]] = ..., differing: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class TableChanges(_message.Message):
-    __slots__ = ("network", "opened", "closed")
+    __slots__ = ("network", "opened", "closed", "opened_flows", "opened_nats", "closed_flows")
     NETWORK_FIELD_NUMBER: _ClassVar[int]
     OPENED_FIELD_NUMBER: _ClassVar[int]
     CLOSED_FIELD_NUMBER: _ClassVar[int]
+    OPENED_FLOWS_FIELD_NUMBER: _ClassVar[int]
+    OPENED_NATS_FIELD_NUMBER: _ClassVar[int]
+    CLOSED_FLOWS_FIELD_NUMBER: _ClassVar[int]
     network: str
     opened: _containers.RepeatedCompositeFieldContainer[Session]
     closed: _containers.RepeatedCompositeFieldContainer[FlowKey]
-    def __init__(self, network: _Optional[str] = ..., opened: _Optional[_Iterable[_Union[Session, _Mapping]]] = ..., closed: _Optional[_Iterable[_Union[FlowKey, _Mapping]]] = ...) -> None: ...
+    opened_flows: bytes
+    opened_nats: bytes
+    closed_flows: bytes
+    def __init__(self, network: _Optional[str] = ..., opened: _Optional[_Iterable[_Union[Session, _Mapping]]] = ..., closed: _Optional[_Iterable[_Union[FlowKey, _Mapping]]] = ..., opened_flows: _Optional[bytes] = ..., opened_nats: _Optional[bytes] = ..., closed_flows: _Optional[bytes] = ...) -> None: ...
 
 class FlowKey(_message.Message):
     __slots__ = ("client", "remote", "protocol", "client_port", "remote_port")

@@ -27,7 +27,7 @@ from apagent.core.events import (
 from apagent.core.feed import FeedContents, FeedLog
 from apagent.core.model import ApId, FlowKey, Nat
 from apagent.peers.follower import Follower
-from apagent.peers.publisher import Publisher
+from apagent.peers.publisher import Publisher, SharedDeltas
 from apagent.v1 import peer_pb2 as pb
 from tests.domains import ANN, ANN_IP, AP1, AP2, AP3, LAN, NAT, OTHER_NAT, claim, domain, tcp, udp
 from tests.sequences.test_order import apply
@@ -106,7 +106,9 @@ class Subscriber:
         for event in self.follower.lose("again"):
             self.engine.step(event, 0.0)
         request = pb.WatchRequest.FromString(self.follower.request(self.me).SerializeToString())
-        self.feed = Publisher(AP1, anchor.log, request.protocol_version, request).news()
+        self.feed = Publisher(
+            SharedDeltas(AP1), anchor.log, request.protocol_version, request
+        ).news()
 
     def hear(self, messages: int | None = None) -> None:
         """Take some messages in, or all that there are."""

@@ -206,3 +206,9 @@ def test_whoever_reads_when_it_likes_ends_with_the_writers_tables(
         reader.catch_up()
         assert reader.sessions == writer.sessions
         assert reader.claims == writer.claims
+
+
+def test_subscribers_that_keep_up_share_a_delta() -> None:
+    writer = Writer()
+    writer.write({key(1): nat(1)})
+    assert writer.log.since(EPOCH, 0) is writer.log.since(EPOCH, 0)

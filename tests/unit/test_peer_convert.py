@@ -93,6 +93,65 @@ def claimed(**fields: Any) -> pb.FeedMessage:
 STATED = Claim(LAN, MAC, PEER, 5, frozenset({CLIENT}))
 
 
+def columns(*flows: FlowKey, nats: bytes | None = None) -> pb.FeedMessage:
+    """Opened sessions in columns."""
+    table = {
+        "network": LAN,
+        "opened_flows": b"".join(flows),
+        "opened_nats": b"".join([NAT] * len(flows)) if nats is None else nats,
+    }
+    return message(tables=[table])
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        Flow(TCP, IPv4Address("10.78.0.4"), 1, SERVER, 443),
+        Flow(TCP, NETWORK.gateway, 1, SERVER, 443),
+        Flow(TCP, NETWORK.prefix.broadcast_address, 1, SERVER, 443),
+        Flow(TCP, CLIENT, 1, NETWORK.gateway, 443),
+        Flow(47, CLIENT, 1, SERVER, 443),
+    ],
+)
+def test_a_bad_session_in_a_column_is_refused_and_the_rest_holds(bad: Flow) -> None:
+    peer = reader()
+    got = peer.read_untrusted(columns(flow(TCP), bad.key, flow(UDP)))
+    assert got.tables == {LAN: {flow(TCP): NAT, flow(UDP): NAT}}
+    assert peer.refused == 1
+    closed = {"network": LAN, "closed_flows": bad.key + flow(TCP)}
+    assert peer.read_untrusted(message(tables=[closed])).tables == {LAN: {flow(TCP): None}}
+    assert peer.refused == 2
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        columns(flow(TCP), nats=b""),
+        columns(flow(TCP), nats=NAT + NAT),
+        columns(flow(TCP), nats=NAT[1:]),
+        columns(FlowKey(flow(TCP)[1:])),
+        message(tables=[{"network": LAN, "closed_flows": b"x"}]),
+        message(tables=[{"network": LAN, "opened_nats": NAT}]),
+    ],
+)
+def test_columns_that_are_not_whole_are_refused_whole(bad: pb.FeedMessage) -> None:
+    with pytest.raises(PeerFault, match="peer ap2: sent columns"):
+        reader().read_untrusted(bad)
+
+
+def test_flags_that_are_not_known_are_dropped() -> None:
+    got = reader().read_untrusted(columns(flow(TCP), nats=NAT[:-1] + b"\xff"))
+    assert got.tables == {LAN: {flow(TCP): NAT[:-1] + b"\x01"}}
+
+
+def test_columns_of_an_unknown_network_are_counted() -> None:
+    peer = reader()
+    table = {"network": "x", "opened_flows": flow(TCP) * 3, "opened_nats": NAT * 3}
+    assert peer.read_untrusted(message(tables=[table])).tables == {}
+    assert peer.refused == 3
+
+
+@pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize(
     "claim",
     [
@@ -102,9 +161,9 @@ STATED = Claim(LAN, MAC, PEER, 5, frozenset({CLIENT}))
         replace(STATED, withdrawn=True),
     ],
 )
-def test_a_delta_comes_back_as_it_was(claim: Claim) -> None:
+def test_a_delta_comes_back_as_it_was(claim: Claim, version: int) -> None:
     tables = {LAN: {flow(TCP): NAT, flow(UDP): NAT, flow(ICMP): None, flow(TCP, 1): None}}
-    sent = delta_message(PEER, 2, 9, FeedDelta(3, 4, 6, tables, (claim,)))
+    sent = delta_message(PEER, version, 9, FeedDelta(3, 4, 6, tables, (claim,)))
     got = reader().read_untrusted(pb.FeedMessage.FromString(sent.SerializeToString()))
     assert got.tables == tables
     assert got.claims == (claim,)

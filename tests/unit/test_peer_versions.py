@@ -16,7 +16,7 @@ from apagent.core.session_tables import SessionTables
 from apagent.peers import versions
 from apagent.peers.convert import delta_message, held_untrusted, snapshot_messages
 from apagent.peers.follower import Follower, PeerEvent
-from apagent.peers.publisher import Publisher
+from apagent.peers.publisher import Publisher, SharedDeltas
 from apagent.peers.server import PeerFeedServer
 from apagent.v1 import peer_pb2 as pb
 from apagent.v1 import peer_pb2_grpc
@@ -85,18 +85,18 @@ def test_an_agent_of_version_1_gets_whole_snapshots() -> None:
     version = versions.in_use(request.protocol_version)
     assert version == 1
     request.held.CopyFrom(pb.Digest(sessions=[0], generations=[0]))
-    [message] = Publisher(AP2, feed_log(), version, request).news()
+    [message] = Publisher(SharedDeltas(AP2), feed_log(), version, request).news()
     assert message.kind == pb.FeedMessage.KIND_SNAPSHOT_END
     assert message.protocol_version == 1
 
 
 def test_agents_of_the_same_version_use_it() -> None:
     feed = follower()
-    [first] = Publisher(AP2, feed_log(), 2, feed.request(AP1)).news()
+    [first] = Publisher(SharedDeltas(AP2), feed_log(), 2, feed.request(AP1)).news()
     assert taken(feed, first.SerializeToString())[-1] == PeerSnapshot(AP2, 5, anchor=ANCHOR)
     assert feed.version == 2
     feed.epoch = 8
-    [second] = Publisher(AP2, feed_log(), 2, feed.request(AP1)).news()
+    [second] = Publisher(SharedDeltas(AP2), feed_log(), 2, feed.request(AP1)).news()
     assert second.kind == pb.FeedMessage.KIND_DIFFERENCE_END
 
 
@@ -177,7 +177,7 @@ def test_requests_with_more_than_we_know_are_answered() -> None:
     )
     version = versions.in_use(request.protocol_version)
     assert version == 2
-    [message] = Publisher(AP2, feed_log(), version, request).news()
+    [message] = Publisher(SharedDeltas(AP2), feed_log(), version, request).news()
     assert (message.kind, message.protocol_version) == (pb.FeedMessage.KIND_DIFFERENCE_END, 2)
 
 
@@ -191,5 +191,5 @@ def test_digests_that_no_agent_would_send_count_for_nothing(
     held = pb.Digest(sessions=[0] * sessions, generations=[0] * generations)
     request = pb.WatchRequest(epoch=8, protocol_version=2, held=held)
     assert held_untrusted(request) is None
-    [message] = Publisher(AP2, feed_log(), 2, request).news()
+    [message] = Publisher(SharedDeltas(AP2), feed_log(), 2, request).news()
     assert message.kind == pb.FeedMessage.KIND_SNAPSHOT_END
