@@ -20,7 +20,8 @@ from apagent.reconcile import Reconciler
 log = logging.getLogger(__name__)
 
 SETTLE_S = 0.02
-"""Between the first event and the check: a program that changes one thing often changes many."""
+"""Between the first event and the check: a program that changes one thing often changes many. Not
+where the table is concerned: it changes in transactions, and without it packets leak."""
 PAUSE_S = 0.25
 """Between two checks, at least."""
 SHARE = 0.1
@@ -30,8 +31,8 @@ RETRY_INTERVAL_S = 1.0
 AUDIT_INTERVAL_S = 60.0
 AUDITED_SESSIONS = 20_000
 """An audit leaves the session maps out if they hold more: it would take the loop too long."""
-FIGHT_S, FIGHT_REPAIRS = 60.0, 6
-"""So many repairs in so many seconds are no accident."""
+FIGHT_S, FIGHT_REPAIRS = 60.0, 30
+"""So many repairs in so many seconds are no accident; a restart of the network may take a dozen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,8 @@ class Upkeep:
         self._doubts |= doubts
         if self._doubts and not self._planned:
             self._planned = True
-            pause = max(SETTLE_S, self._not_before - self._clockwork.now())
+            settle = 0.0 if Doubt.TABLE in self._doubts else SETTLE_S
+            pause = max(settle, self._not_before - self._clockwork.now())
             self._clockwork.later(pause, self._check)
 
     @property

@@ -235,6 +235,16 @@ def _tuple(key: FlowKey, zone: int) -> bytes:
     )
 
 
+def list_request() -> Message:
+    """Asks for the whole conntrack table."""
+    return Message(_GET, NLM_F_DUMP, _NFGEN_IPV4, "list conntrack entries")
+
+
+def delete_request(key: FlowKey, zone: int) -> Message:
+    """Deletes a flow's entry; the kernel answers ENOENT if it is gone."""
+    return Message(_DELETE, 0, _NFGEN_IPV4 + _tuple(key, zone), f"end {Flow.of(key)}")
+
+
 class LinuxFlowMonitor:
     """The flows that conntrack translates for us, in the current network namespace."""
 
@@ -276,8 +286,7 @@ class LinuxFlowMonitor:
     def dump(self) -> dict[NetworkName, Sessions]:
         """Read the whole conntrack table; every network has an entry. Raises KernelFault."""
         tables: dict[NetworkName, dict[FlowKey, Nat]] = {name: {} for name in self._zones}
-        request = Message(_GET, NLM_F_DUMP, _NFGEN_IPV4, "list conntrack entries")
-        for body in self._requests.dump(request):
+        for body in self._requests.dump(list_request()):
             flow = self._parser.parse(body)
             if flow is not None:
                 tables[flow.network][flow.key] = flow.nat
@@ -302,11 +311,7 @@ class LinuxFlowMonitor:
         """
         zone = self._zones[network]
         self._requests.request(
-            (
-                Message(_DELETE, 0, _NFGEN_IPV4 + _tuple(key, zone), f"end {Flow.of(key)}")
-                for key in flows
-            ),
-            ignore=frozenset({errno.ENOENT}),
+            (delete_request(key, zone) for key in flows), ignore=frozenset({errno.ENOENT})
         )
 
     def close(self) -> None:

@@ -19,6 +19,7 @@ from apagent.kernel.nft import NftTable
 from apagent.kernel.poke import ClientPoker
 from apagent.kernel.port import Counters, NetworkDelta, NetworkState, Prepared
 from apagent.kernel.state_monitor import LinuxStateMonitor
+from apagent.kernel.untranslated import end_untranslated
 from apagent.kernel.wire import Message, Netlink
 
 _NETLINK_ROUTE = 0
@@ -72,6 +73,8 @@ class LinuxDataPath:
             rules.prepare_rules(self._netlink, domain)
             nat_addresses.delete_strays(self._netlink, domain)
         self._prepared = domain
+        if fresh:
+            end_untranslated(domain.networks)
         return Prepared(_prepare_sysctls(domain), changed, fresh)
 
     def read(self, *, session_maps: bool = True) -> dict[NetworkName, NetworkState]:

@@ -198,6 +198,24 @@ def test_other_interfaces_and_addresses_that_are_missing(path: LinuxDataPath) ->
     assert path.warnings()[0].startswith("interface wan is gone (networks[0].uplink)")
 
 
+def test_what_was_opened_without_a_table_is_opened_again(
+    path: LinuxDataPath, access_point: AccessPoint
+) -> None:
+    """Else it stays untranslated for as long as it is used, and the leak guard drops it."""
+    access_point.forward_to_the_internet()
+    run("nft", "table inet x { chain c { type filter hook forward priority 0; ct state new ; }; }")
+    access_point.send_udp(ANN, ANN_IP)
+    assert "src=10.77.1.1" in run("conntrack", "-L", "-f", "ipv4")
+    path.prepare(DOMAIN)
+    path.release_hold()
+    assert "src=10.77.1.1" not in run("conntrack", "-L", "-f", "ipv4")
+    access_point.send_udp(ANN, ANN_IP)
+    assert "dst=203.0.113.11" in run("conntrack", "-L", "-f", "ipv4")
+    assert path.counters().leaked == 0
+    path.prepare(DOMAIN)
+    assert "dst=203.0.113.11" in run("conntrack", "-L", "-f", "ipv4")
+
+
 def test_a_full_conntrack_table_is_said(
     path: LinuxDataPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

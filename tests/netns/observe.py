@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import time
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple, TypeVar
@@ -19,6 +20,16 @@ SERVER = str(SERVER_ADDRESS)
 NOTICE_S = 5.0
 """Far longer than anything here takes: news from one AP to all others, mostly."""
 _POLL_S = 0.01
+_TABLE = "nft --stateless list table inet apagent"
+_LISTINGS = {
+    "rules": ("ip", "rule"),
+    "routes": ("ip", "route", "show", "table", "all"),
+    "neighbours": ("ip", "-4", "neigh", "show", "nud", "permanent"),
+    "fdb": ("bridge", "fdb", "show", "dev", "apv-lan"),
+    "device": ("sh", "-c", "ip -o link show dev apv-lan | cut -d: -f2-"),
+    "tunnel": ("ip", "-4", "-brief", "address", "show", "dev", "apv-lan"),
+    "nft": ("sh", "-c", f"{_TABLE} | sed 's/ # progname .*//; /^\tflags owner/d'"),
+}
 
 
 def eventually(look: Callable[[], _T | None], timeout_s: float = NOTICE_S) -> _T:
@@ -153,3 +164,14 @@ def host_routes(lab: Lab, ap: str) -> set[str]:
     """Addresses of the clients that the AP's kernel reaches by way of another AP."""
     text = lab.run(ap, ["ip", "-4", "route", "show", "table", "77000"], check=False).stdout
     return {line.split()[0] for line in text.splitlines()}
+
+
+def installed(lab: Lab, ap: str) -> dict[str, list[str]]:
+    """All that is ours in the AP's kernel, and what it rests on.
+
+    Words in order of the alphabet: a hash table's elements have no order of their own.
+    """
+    return {
+        name: sorted(re.split(r"[\s,]+", lab.run(ap, argv, check=False).stdout))
+        for name, argv in _LISTINGS.items()
+    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +12,16 @@ from apagent.lab.lab import Lab
 from apagent.lab.measure import Arrivals, Echoes
 from apagent.lab.traffic.running import running, serving
 from tests.netns.conftest import MakeLab
-from tests.netns.observe import SERVER, agreed, ask, becomes, served_by, sessions, uplink
+from tests.netns.observe import (
+    SERVER,
+    agreed,
+    ask,
+    becomes,
+    installed,
+    served_by,
+    sessions,
+    uplink,
+)
 
 pytestmark = pytest.mark.netns
 
@@ -22,12 +30,6 @@ END_S = 30.0
 DEAD_S = 0.7
 NOISE_MS = 250
 """A pause of a busy machine; without forwarding there would be one of `DEAD_S` at least."""
-_LISTINGS = {
-    "rules": ("ip", "rule"),
-    "routes": ("ip", "route", "show", "table", "all"),
-    "neighbours": ("ip", "-4", "neigh", "show", "nud", "permanent"),
-    "nft": ("nft", "--stateless", "list", "table", "inet", "apagent"),
-}
 _CLIENT_KEYS = ("network", "mac", "addresses", "serving_ap", "flows_by_anchor")
 
 
@@ -80,7 +82,7 @@ def test_an_agent_is_killed_and_started_again(
 
 def states(lab: Lab) -> dict[str, dict[str, Any]]:
     """All that counts of every AP; a claim's generation may grow at a restart."""
-    return {ap: {**_told(lab, ap), **_installed(lab, ap)} for ap in lab.aps}
+    return {ap: {**_told(lab, ap), **installed(lab, ap)} for ap in lab.aps}
 
 
 def _in_grace(lab: Lab, ap: str) -> bool:
@@ -92,11 +94,3 @@ def _told(lab: Lab, ap: str) -> dict[str, Any]:
     clients = [{key: client[key] for key in _CLIENT_KEYS} for client in ask(lab, ap, "clients")]
     flows = sorted(tuple(flow.items()) for flow in ask(lab, ap, "flows"))
     return {"clients": clients, "flows": flows}
-
-
-def _installed(lab: Lab, ap: str) -> dict[str, Any]:
-    """Words in order of the alphabet: a hash table's elements have no order of their own."""
-    return {
-        name: sorted(re.split(r"[\s,]+", lab.run(ap, argv).stdout))
-        for name, argv in _LISTINGS.items()
-    }

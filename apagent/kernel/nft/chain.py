@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from hashlib import sha256
 from ipaddress import IPv4Network
+from typing import NamedTuple
 
 from apagent.core.domain import Network
 from apagent.kernel.nft import expressions as e
@@ -27,6 +28,15 @@ def number_in(fingerprint: str) -> int | None:
     return int(number) if number.isdecimal() else None
 
 
+class PackedRules(NamedTuple):
+    """A chain's rules for the kernel."""
+
+    fingerprint: str
+    """What tells these rules from others: a restart leaves a chain alone that carries it."""
+    messages: tuple[Message, ...]
+    """Requests that append the rules; the first carries the fingerprint as its comment."""
+
+
 @dataclass(frozen=True, slots=True)
 class Chain:
     """A chain and all its rules; with a hook it is a base chain."""
@@ -37,18 +47,14 @@ class Chain:
     number: int | None = None
     """Kept with the rules, for who reads them back: the number of the anchor that they lead to."""
 
-    def messages(self, table: str) -> list[Message]:
-        """Requests that append the rules; the first carries the fingerprint as its comment."""
-        mark = self.fingerprint(table)
-        return [
-            new_rule(table, self.name, rule, "" if i else mark) for i, rule in enumerate(self.rules)
-        ]
-
-    def fingerprint(self, table: str) -> str:
-        """What tells these rules from others: a restart leaves a chain alone that carries it."""
-        bodies = (new_rule(table, self.name, rule).body for rule in self.rules)
+    def packed(self, table: str) -> PackedRules:
+        """The rules as requests. To pack them takes milliseconds: keep the result."""
+        rules = [new_rule(table, self.name, rule) for rule in self.rules]
+        digest = sha256(b"".join(message.body for message in rules)).hexdigest()
         number = "" if self.number is None else f" {self.number}"
-        return f"{_OURS}{sha256(b''.join(bodies)).hexdigest()[:16]}{number}"
+        fingerprint = f"{_OURS}{digest[:16]}{number}"
+        first = [new_rule(table, self.name, rule, fingerprint) for rule in self.rules[:1]]
+        return PackedRules(fingerprint, (*first, *rules[1:]))
 
 
 def source_in(prefix: IPv4Network, *, negate: bool = False) -> Expressions:

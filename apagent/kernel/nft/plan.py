@@ -59,7 +59,9 @@ def _is_installed(chain: Chain, ruleset: Ruleset, installed: Installed) -> bool:
     comments = installed.comments.get(chain.name, [])
     if not chain.rules:
         return chain.name in installed.chains and not comments
-    return len(comments) == len(chain.rules) and comments[0] == ruleset.fingerprints[chain.name]
+    return (
+        len(comments) == len(chain.rules) and comments[0] == ruleset.rules[chain.name].fingerprint
+    )
 
 
 def _deletions(ruleset: Ruleset, installed: Installed, rewritten: list[Chain]) -> Iterator[Message]:
@@ -126,7 +128,7 @@ def _additions(ruleset: Ruleset, installed: Installed, rewritten: list[Chain]) -
             yield messages.new_set(table, definition, set_id)
     yield from _new_verdicts(ruleset, installed, rewritten)
     for chain in rewritten:
-        yield from chain.messages(table)
+        yield from ruleset.rules[chain.name].messages
 
 
 def _new_verdicts(

@@ -24,7 +24,7 @@ from itertools import chain as flatten
 
 from apagent.core.domain import Domain
 from apagent.kernel.nft import forwarding, prerouting
-from apagent.kernel.nft.chain import Chain
+from apagent.kernel.nft.chain import Chain, PackedRules
 from apagent.kernel.nft.forwarding import LEAKED, RESET
 from apagent.kernel.nft.messages import SetDefinition
 from apagent.kernel.nft.sets import Names, anchor_chain, anchor_value, definitions
@@ -64,9 +64,9 @@ class Ruleset:
         return {chain.name: chain for chain in chains}
 
     @cached_property
-    def fingerprints(self) -> dict[str, str]:
-        """What tells each chain's rules from others (`Chain.fingerprint`)."""
-        return {name: chain.fingerprint(self.domain.table) for name, chain in self.chains.items()}
+    def rules(self) -> dict[str, PackedRules]:
+        """Each chain's rules for the kernel, by the chain's name."""
+        return {name: chain.packed(self.domain.table) for name, chain in self.chains.items()}
 
     @cached_property
     def sets(self) -> dict[str, SetDefinition]:
