@@ -22,8 +22,19 @@ from typing import NamedTuple
 
 from apagent.core.domain import Network
 from apagent.core.events import FlowsChanged
-from apagent.core.model import ICMP, TCP, UDP, Flow, FlowKey, Nat, NetworkName, Sessions
-from apagent.errors import EventsLost
+from apagent.core.model import (
+    ICMP,
+    TCP,
+    TRANSLATION,
+    UDP,
+    Flow,
+    FlowKey,
+    Nat,
+    NetworkName,
+    Sessions,
+)
+from apagent.errors import EventsLost, KernelFault
+from apagent.kernel import adoption
 from apagent.kernel.port_flows import Changes, PortFlowReader
 from apagent.kernel.receive import BatchReceiver
 from apagent.kernel.wire import NLM_F_DUMP, Message, Netlink, attribute, attributes, split
@@ -61,6 +72,8 @@ _ICMP_NUMBER = bytes([ICMP])
 _PORT_PROTOCOLS = {bytes([TCP]), bytes([UDP])}
 _EVENT_SIZE = 2048
 """Bytes for an event; one takes some hundred."""
+_ADOPTIONS = 3
+"""A packet may make another entry between the end of one and the adoption of the next."""
 _MAX_DRAINED = 1 << 18
 """More events than the wanted buffer holds."""
 
@@ -312,6 +325,35 @@ class LinuxFlowMonitor:
         zone = self._zones[network]
         self._requests.request(
             (delete_request(key, zone) for key in flows), ignore=frozenset({errno.ENOENT})
+        )
+
+    def adopt(self, network: NetworkName, sessions: Sessions) -> None:
+        """Make entries of another anchor's flows, with its translations. Raises KernelFault."""
+        rest = sessions
+        for _ in range(_ADOPTIONS):
+            keys = list(rest)
+            faults = self._requests.attempt(list(adoption.entries(rest)))
+            for i, fault in faults.items():
+                if fault.errno != errno.EEXIST:
+                    raise KernelFault(f"{Flow.of(keys[i])}: {fault}", fault.errno)
+            there = {keys[i]: rest[keys[i]] for i in faults}
+            rest = {k: nat for k, nat in there.items() if self._is_other(network, k, nat)}
+            self.end(network, rest)
+            if not rest:
+                return
+
+    def _is_other(self, network: NetworkName, key: FlowKey, nat: Nat) -> bool:
+        """Whether the flow's entry isn't there, or with another translation."""
+        request = Message(_GET, 0, _NFGEN_IPV4 + _tuple(key, self._zones[network]))
+        try:
+            present = [self._parser.parse(body) for body in self._requests.dump(request)]
+        except KernelFault as fault:
+            if fault.errno != errno.ENOENT:
+                raise
+            return True
+        return not any(
+            flow is not None and flow.key == key and flow.nat[TRANSLATION] == nat[TRANSLATION]
+            for flow in present
         )
 
     def close(self) -> None:

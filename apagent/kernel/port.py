@@ -213,6 +213,16 @@ class FlowMonitor(Protocol):
         Flows that are gone already are no error. Raises KernelFault.
         """
 
+    def adopt(self, network: NetworkName, sessions: Sessions) -> None:
+        """Make entries of another anchor's flows, so that they go on here with its translations.
+
+        They are reported as events, as any; `read` some thousand before you adopt more, or events
+        are lost. A flow that is here with the same translation is left alone, and one with another
+        (or none) is replaced. Standing sessions can't be adopted. Where another flow of ours is
+        translated to the same port towards the same remote, that flow stays. Raises KernelFault;
+        then some of the flows may be adopted.
+        """
+
     def close(self) -> None:
         """Close the sockets."""
 

@@ -153,32 +153,39 @@ class Netlink:
         Every message is tried, also after one has failed (rtnetlink has no transactions). Raises
         KernelFault for the first failure whose errno is not in `ignore`.
         """
-        rest = sent = list(messages)
-        fault: KernelFault | None = None
-        while rest:
-            chunk, rest = rest[:_REQUESTS_A_CALL], rest[_REQUESTS_A_CALL:]
-            fault = self._request_chunk(chunk, ignore) or fault
-        if fault is not None:
-            raise fault
+        sent = list(messages)
+        for fault in self.attempt(sent).values():
+            if fault.errno not in ignore:
+                raise fault
         self._note(sent)
 
-    def _request_chunk(
-        self, messages: Sequence[Message], ignore: frozenset[int]
-    ) -> KernelFault | None:
-        """Send `messages` in one call; the first failure, if there was one.
+    def attempt(self, messages: Sequence[Message]) -> dict[int, KernelFault]:
+        """Send `messages`, some hundred a call, and wait until the kernel has worked them off.
+
+        Returns the failures, in order, by the message's position.
+        """
+        faults: dict[int, KernelFault] = {}
+        for start in range(0, len(messages), _REQUESTS_A_CALL):
+            chunk = messages[start : start + _REQUESTS_A_CALL]
+            for position, fault in self._attempt_chunk(chunk):
+                faults[start + position] = fault
+        return faults
+
+    def _attempt_chunk(self, messages: Sequence[Message]) -> Iterator[tuple[int, KernelFault]]:
+        """Send `messages` in one call; the failures.
 
         Only the last one asks for an acknowledgement: errors are answered anyway, and in order.
         """
         sequences = self._send_acknowledged(messages)
-        fault: KernelFault | None = None
+        first = next(iter(sequences))
         answered = False
         while not answered:
             for sequence, code, text in self._answers():
                 message = sequences.get(sequence)
                 answered = answered or sequence == self._sequence
-                if message is not None and code and code not in ignore and fault is None:
+                if message is not None and code:
                     fault = KernelFault(f"{message.what}: {_reason(code, text)}", code)
-        return fault
+                    yield sequence - first, fault
 
     def transaction(self, begin: Message, messages: Sequence[Message], end: Message) -> None:
         """Send a transaction between `begin` and `end` (nfnetlink batch): all or nothing.

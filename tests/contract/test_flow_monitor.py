@@ -205,6 +205,56 @@ def test_flows_that_are_gone_already_may_be_ended(kernel: Kernel) -> None:
     assert not readable(kernel.monitor)
 
 
+ELSEWHERE = Translation(IPv4Address("203.0.113.22"), 4242).packed
+"""What another anchor made of a flow."""
+
+
+@pytest.mark.parametrize("protocol", [TCP, UDP, ICMP])
+def test_another_anchors_flow_is_adopted(kernel: Kernel, protocol: int) -> None:
+    flow = Flow(protocol, CLIENT, 4242, SERVER, 0 if protocol == ICMP else 9).key
+    kernel.monitor.adopt(LAN, {flow: ELSEWHERE})
+    assert changed(kernel.monitor) == {flow: ELSEWHERE}
+    assert sessions(kernel.monitor) == {flow: ELSEWHERE}
+    kernel.monitor.end(LAN, [flow])
+    assert changed(kernel.monitor) == {flow: None}
+
+
+@pytest.mark.parametrize("protocol", [TCP, UDP, ICMP])
+def test_an_entry_of_another_translation_gives_way(kernel: Kernel, protocol: int) -> None:
+    flow = kernel.open(protocol, 4242)
+    kernel.monitor.read()
+    kernel.monitor.adopt(LAN, {flow: ELSEWHERE})
+    assert changed(kernel.monitor) == {flow: ELSEWHERE}
+    assert sessions(kernel.monitor) == {flow: ELSEWHERE}
+
+
+def test_what_is_adopted_already_stays_as_it_is(kernel: Kernel) -> None:
+    flow, new = (Flow(UDP, CLIENT, port, SERVER, 9).key for port in (4242, 4243))
+    kernel.monitor.adopt(LAN, {flow: ELSEWHERE})
+    kernel.monitor.read()
+    kernel.monitor.adopt(LAN, {})
+    kernel.monitor.adopt(LAN, {flow: ELSEWHERE})
+    assert not readable(kernel.monitor)
+    other = Translation(IPv4Address("203.0.113.22"), 9).packed
+    kernel.monitor.adopt(LAN, {flow: ELSEWHERE, new: other})
+    assert changed(kernel.monitor) == {new: other}
+
+
+def test_thousands_are_adopted_in_one_call(kernel: Kernel) -> None:
+    flows = {
+        Flow(TCP, CLIENT, port, SERVER, 80).key: Translation(
+            IPv4Address("203.0.113.22"), port, established=bool(port % 2)
+        ).packed
+        for port in range(20000, 23000)
+    }
+    kernel.monitor.adopt(LAN, flows)
+    found = changed(kernel.monitor)
+    assert {key: Translation.of(nat)[:2] for key, nat in found.items() if nat} == {
+        key: Translation.of(nat)[:2] for key, nat in flows.items()
+    }
+    assert sessions(kernel.monitor).keys() == flows.keys()
+
+
 def test_after_an_overflow_the_dump_tells_all(kernel: Kernel) -> None:
     kernel.overflow()
     with pytest.raises(EventsLost):

@@ -18,7 +18,16 @@ from typing import Any, TypeVar
 from apagent.core.desired import ANY_ANCHOR, NOBODY
 from apagent.core.domain import Domain
 from apagent.core.events import ClientAged, ClientSeen, FlowsChanged, Source
-from apagent.core.model import ApId, FlowKey, Mac, Nat, NetworkName, Sessions
+from apagent.core.model import (
+    STATE,
+    TRANSLATION,
+    ApId,
+    FlowKey,
+    Mac,
+    Nat,
+    NetworkName,
+    Sessions,
+)
 from apagent.errors import EventsLost, KernelFault
 from apagent.kernel.port import (
     EVERY_DOUBT,
@@ -323,6 +332,12 @@ class FakeFlowMonitor(_Signal):
 
     def dump(self) -> dict[NetworkName, Sessions]:
         return {network: dict(table) for network, table in self.tables.items()}
+
+    def adopt(self, network: NetworkName, sessions: Sessions) -> None:
+        for flow, nat in sessions.items():
+            present = self.tables.get(network, {}).get(flow)
+            if present is None or present[TRANSLATION] != nat[TRANSLATION]:
+                self.open_flow(network, flow, Nat(nat[TRANSLATION] + bytes(4) + nat[STATE:]))
 
     def end(self, network: NetworkName, flows: Iterable[FlowKey]) -> None:
         for flow in flows:
