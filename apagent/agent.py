@@ -81,7 +81,12 @@ class Agent:
         for name, state in installed.items():
             events.append(
                 KernelAdopted(
-                    name, state.flows, state.routes, state.neighbours, sockets=state.sockets
+                    name,
+                    state.flows,
+                    state.routes,
+                    state.neighbours,
+                    frozenset(state.addresses),
+                    sockets=state.sockets,
                 )
             )
         sightings = self._clients.dump()

@@ -12,6 +12,7 @@ from typing import Any
 
 from apagent import __version__
 from apagent.agent import Agent
+from apagent.anchor_work import AnchorWork
 from apagent.config import Config
 from apagent.control.backend import EngineBackend
 from apagent.control.server import ControlServer
@@ -21,11 +22,14 @@ from apagent.core.engine import Engine
 from apagent.core.events import Event
 from apagent.core.feed import FeedContents, FeedLog
 from apagent.errors import NeedsError
+from apagent.kernel.address_watch import LinuxAddressWatch
 from apagent.kernel.clients import LinuxClientMonitor
 from apagent.kernel.conntrack import LinuxFlowMonitor
 from apagent.kernel.linux import LinuxDataPath
 from apagent.kernel.needs import underlay_mtu
 from apagent.kernel.port import DataPath
+from apagent.kernel.probes import LinuxTunnelProber
+from apagent.kernel.uplinks import LinuxUplinkProber
 from apagent.notify import notify
 from apagent.peers.client import PeerSubscription
 from apagent.peers.follower import Follower
@@ -66,6 +70,17 @@ async def run(config: Config) -> None:
     flows = LinuxFlowMonitor(domain.networks)
     shell = Shell(engine, kernel, flows, reconciler, feed, later)
     shell.observers.append(_report_ready)
+    work = AnchorWork(
+        engine.peers,
+        shell.emit,
+        later,
+        tunnel=LinuxTunnelProber(domain),
+        uplinks=LinuxUplinkProber(domain.networks),
+        segment=LinuxAddressWatch(network for network in domain.networks if network.takeover),
+        flows=flows,
+        kernel=kernel,
+    )
+    shell.carry_further = work.carry_out
     agent = Agent(
         engine,
         shell,
@@ -100,6 +115,8 @@ async def run(config: Config) -> None:
                 _task(subscription.run(), f"feed of {subscription.follower.peer}")
             )
         agent.listen(config.sync_timeout_s)
+        stack.callback(work.close)
+        work.start(asyncio.get_running_loop())
         log.info("listening for peers at %s, for apctl at %s", config.listen, config.socket)
         await _stop_signal()
         log.info("stopping; forwarding goes on, `apagent cleanup` removes it")
@@ -108,7 +125,7 @@ async def run(config: Config) -> None:
 
 def _contents(engine: Engine) -> FeedContents:
     tables, claims = engine.snapshot()
-    anchor = engine.anchoring.anchors.statement()
+    anchor = engine.anchoring.book.statement()
     return FeedContents(tables, claims, engine.clock, anchor, engine.digests(engine.me))
 
 

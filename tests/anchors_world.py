@@ -112,7 +112,7 @@ class World:
         for teller, hearer in ((one, two), (two, one)):
             engine = self.engines[teller]
             tables, claims = engine.snapshot()
-            statement = engine.anchoring.anchors.statement()
+            statement = engine.anchoring.book.statement()
             copies = {name: dict(table) for name, table in tables.items()}
             self._put(hearer, PeerConnected(teller))
             self._put(hearer, PeerSnapshot(teller, engine.clock, copies, tuple(claims), statement))

@@ -193,7 +193,7 @@ class EngineBackend:
 
     def _degraded(self) -> Iterator[str]:
         for name in self._engine.sessions:
-            if trouble := self._engine.anchoring.anchors.trouble(name):
+            if trouble := self._engine.anchoring.book.trouble(name):
                 yield f"the uplink of network {name} is down: {trouble}"
         if self._reconciler.fault is not None:
             yield f"the kernel refuses the desired state: {self._reconciler.fault}"
@@ -206,7 +206,7 @@ class EngineBackend:
                     f"peer {feed.peer} at {subscription.endpoint} is "
                     f"{self._engine.peers[feed.peer]}: {reason}"
                 )
-            if feed.peer in self._engine.anchoring.anchors.dead:
+            if feed.peer in self._engine.anchoring.book.dead:
                 yield (
                     f"peer {feed.peer} doesn't answer through the tunnel: it is down, or "
                     f"the way to {self._engine.domain.peer_by_id[feed.peer].underlay} is"
@@ -214,12 +214,12 @@ class EngineBackend:
 
     def _anchor_view(self, network: Network) -> AnchorView:
         anchoring = self._engine.anchoring
-        anchors, state = anchoring.anchors, anchoring.states[network.name]
+        book, state = anchoring.book, anchoring.states[network.name]
         source = state.sources.get(network.uplink) if network.takeover else network.nat_address
         return AnchorView(
             network=network.name,
-            mode=anchors.mode(network.name),
-            trouble=anchors.trouble(network.name),
+            mode=book.mode(network.name),
+            trouble=book.trouble(network.name),
             translates_to="masquerade" if source is None else str(source),
             holds=tuple(map(str, sorted(state.addresses))),
             flows=anchoring.own_left(network.name),
@@ -229,8 +229,8 @@ class EngineBackend:
     def _peer_mode(self, peer: ApId) -> AnchorMode:
         """Its mode in the network where it is furthest from active."""
         modes = list(AnchorMode)
-        anchors = self._engine.anchoring.anchors
-        return max((anchors.mode_of(peer, name) for name in self._engine.sessions), key=modes.index)
+        book = self._engine.anchoring.book
+        return max((book.mode_of(peer, name) for name in self._engine.sessions), key=modes.index)
 
     def _peer_view(self, subscription: PeerSubscription) -> PeerView:
         engine, feed = self._engine, subscription.follower
@@ -251,9 +251,9 @@ class EngineBackend:
             snapshots=feed.snapshots,
             deltas=feed.deltas,
             tunnel_address=str(engine.domain.peer_by_id[peer].tunnel_address),
-            tunnel="dead" if peer in engine.anchoring.anchors.dead else "alive",
+            tunnel="dead" if peer in engine.anchoring.book.dead else "alive",
             mode=self._peer_mode(peer),
-            holds=tuple(str(nat.address) for nat in engine.anchoring.anchors.holds_of(peer)),
+            holds=tuple(str(nat.address) for nat in engine.anchoring.book.holds_of(peer)),
             checksum=checksum(engine.digests(peer)),
             protocol_version=feed.version,
             differences=feed.differences,

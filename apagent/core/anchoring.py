@@ -65,6 +65,8 @@ class Anchoring:
         self._sessions = sessions
         self._clients = clients
         self.anchors = Anchors(domain)
+        self.book = self.anchors.book
+        """What all APs say of themselves as anchors."""
         self._liveness = Liveness((peer.id for peer in domain.peers), domain.dead_after_rounds)
         self._uplinks = Uplinks(sessions)
         self._rounds = 0
@@ -89,7 +91,7 @@ class Anchoring:
         changed = self._liveness.take(event.answered)
         for peer in sorted(changed):
             self._note_liveness(peer)
-        self.anchors.dead = self._liveness.dead
+        self.book.dead = self._liveness.dead
         for network, trouble in self._uplinks.take(event.uplinks).items():
             self.anchors.uplink_changed(network, trouble)
             changed.add(self._me)
@@ -131,15 +133,15 @@ class Anchoring:
     def hear(self, peer: ApId, statement: AnchorStatement | None) -> None:
         """A peer's feed is in sync, and says this of it (None: nothing)."""
         if statement is None:
-            self.anchors.statements.pop(peer, None)
+            self.book.statements.pop(peer, None)
         else:
-            self.anchors.statements[peer] = statement
+            self.book.statements[peer] = statement
         self._due = True
 
     def hears(self, peer: ApId, *, hears: bool) -> None:
         """Note whether a peer's feed is in sync."""
-        if hears == (peer in self.anchors.unheard):
-            (self.anchors.unheard.discard if hears else self.anchors.unheard.add)(peer)
+        if hears == (peer in self.book.unheard):
+            (self.book.unheard.discard if hears else self.book.unheard.add)(peer)
             self._due = True
 
     def adopt(self, network: NetworkName, addresses: frozenset[IPv4Address]) -> None:
@@ -170,7 +172,7 @@ class Anchoring:
 
     def statement_if_changed(self) -> AnchorStatement | None:
         """What our feed should say of us as an anchor; None: it says so already."""
-        statement = self.anchors.statement()
+        statement = self.book.statement()
         if statement == self._stated:
             return None
         self._stated = statement
@@ -221,7 +223,7 @@ class Anchoring:
 
     def _find_unused(self) -> frozenset[NatAddress]:
         """The addresses of others that we hold and that no flow of ours needs any more."""
-        foreign = [nat for nat in self.anchors.holds_of(self._me) if not self.anchors.is_home(nat)]
+        foreign = [nat for nat in self.book.holds_of(self._me) if not self.book.is_home(nat)]
         return frozenset(
             nat
             for nat in foreign
@@ -235,7 +237,7 @@ class Anchoring:
         """Anchors whose flows are given up now: rouse their clients, or end our own flows."""
         effects: list[Effect] = []
         for ap, table in self._sessions[network].all():
-            forsaken = self.anchors.is_forsaken(ap, network)
+            forsaken = self.anchors.dead_anchors.is_forsaken(ap, network)
             if forsaken == ((ap, network) in self._forsaken):
                 continue
             self._forsaken ^= {(ap, network)}

@@ -1,0 +1,203 @@
+"""What every AP says of itself as an anchor, and what follows from that alone.
+
+Our own side is here, too: what we state is made from it. Nothing is decided here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from apagent.core.domain import Domain
+from apagent.core.model import (
+    AnchorMode,
+    AnchorStatement,
+    ApId,
+    Hold,
+    NatAddress,
+    NetworkAnchor,
+    NetworkName,
+)
+
+
+@dataclass(slots=True)
+class OwnSide:
+    """Our own side of the statements."""
+
+    draining: bool = False
+    reclaims: bool = False
+    down: dict[NetworkName, str] = field(default_factory=dict)
+    """Networks whose uplinks lead nowhere, and why."""
+    holds: dict[NatAddress, Hold] = field(default_factory=dict)
+    ready: set[NatAddress] = field(default_factory=set)
+    unconfirmed: set[NatAddress] = field(default_factory=set)
+    """Held, but not on our uplink: it was down, and somebody may have taken the address."""
+
+
+class AnchorBook:
+    """All statements of a domain's anchors, and who of them is alive."""
+
+    def __init__(self, domain: Domain) -> None:
+        self.domain = domain
+        self.me = domain.me.id
+        self.mine = OwnSide()
+        self.statements: dict[ApId, AnchorStatement] = {}
+        """The peers' latest; none: such a peer anchors, and has no part in takeovers."""
+        self.dead: set[ApId] = set()
+        """Peers whose kernels don't answer."""
+        self.unheard: set[ApId] = set()
+        """Peers whose agents we don't hear: they can't be relied on to take anything over."""
+        self.latest: dict[NatAddress, int] = {}
+        """The highest generation at which an address was held by anybody."""
+
+    def statement(self) -> AnchorStatement:
+        """What we say of ourselves."""
+        mine = self.mine
+        return AnchorStatement(
+            tuple(
+                NetworkAnchor(n.name, self.mode(n.name), n.nat_address if n.takeover else None)
+                for n in self.domain.networks
+            ),
+            tuple(hold for _, hold in sorted(mine.holds.items())),
+            frozenset(mine.ready),
+            mine.reclaims,
+        )
+
+    def mode(self, network: NetworkName) -> AnchorMode:
+        """Whether we anchor flows of a network."""
+        if network in self.mine.down:
+            return AnchorMode.NO_UPLINK
+        return AnchorMode.DRAINING if self.mine.draining else AnchorMode.ACTIVE
+
+    def mode_of(self, ap: ApId, network: NetworkName) -> AnchorMode:
+        """Whether an AP anchors flows of a network, as it says itself."""
+        if ap == self.me:
+            return self.mode(network)
+        stated = self._stated(ap, network)
+        return AnchorMode.ACTIVE if stated is None else stated.mode
+
+    def trouble(self, network: NetworkName) -> str:
+        """Why our uplink of a network is down; empty: it isn't."""
+        return self.mine.down.get(network, "")
+
+    def holder(self, nat: NatAddress) -> ApId | None:
+        """Who holds an address, or is about to because its holder has let go of it."""
+        found = self.hold_of(nat)
+        if found is not None:
+            return found[0]
+        if nat in self.mine.ready:
+            return self.me
+        return min((ap for ap, s in self.statements.items() if nat in s.ready), default=None)
+
+    def holds_of(self, ap: ApId) -> list[NatAddress]:
+        """The addresses that an AP holds."""
+        return [nat for nat in sorted(self.known()) if self.holder(nat) == ap]
+
+    def home(self, nat: NatAddress) -> ApId | None:
+        """The AP whose configuration names the address; None: it hasn't been heard."""
+        if nat in self.homes():
+            return self.me
+        for ap, statement in self.statements.items():
+            if NatAddress(nat.network, nat.address) in _homes(statement):
+                return ap
+        return None
+
+    def is_home(self, nat: NatAddress) -> bool:
+        """Whether our configuration names the address."""
+        return nat in self.homes()
+
+    def is_dead(self, ap: ApId, network: NetworkName) -> bool:
+        """Whether the flows of this anchor are dead, unless another AP continues them."""
+        return ap in self.dead or self.mode_of(ap, network) is AnchorMode.NO_UPLINK
+
+    def successor(self, nat: NatAddress, holder: ApId, named: ApId | None) -> ApId | None:
+        """Who takes an address over: who was named, or comes first by rendezvous hashing."""
+        fit = [
+            ap
+            for ap in (self.me, *self.statements.keys() - self.unheard)
+            if ap != holder and self.is_fit(ap, nat.network) and self.takes_over(ap, nat.network)
+        ]
+        if named in fit:
+            return named
+        return max(fit, key=lambda ap: _weight(str(nat), ap), default=None)
+
+    def deputy(self, network: NetworkName) -> ApId | None:
+        """The peer that anchors our clients' new flows while we don't."""
+        fit = [ap for ap in self.domain.peer_by_id if self.is_fit(ap, network)]
+        return max(fit, key=lambda ap: _weight(f"{network} of {self.me}", ap), default=None)
+
+    def is_fit(self, ap: ApId, network: NetworkName) -> bool:
+        """Whether an AP is alive and anchors new flows."""
+        return ap not in self.dead and self.mode_of(ap, network) is AnchorMode.ACTIVE
+
+    def takes_over(self, ap: ApId, network: NetworkName) -> bool:
+        """Whether an AP takes part in takeovers."""
+        if ap == self.me:
+            return self.domain.network_by_name[network].takeover
+        stated = self._stated(ap, network)
+        return stated is not None and stated.nat is not None
+
+    def may_take(self, network: NetworkName) -> bool:
+        """Whether we may take addresses now."""
+        return self.takes_over(self.me, network) and self.mode(network) is AnchorMode.ACTIVE
+
+    def stated_holds(self, ap: ApId, network: NetworkName) -> list[NatAddress]:
+        """What an AP says that it holds, its own address first."""
+        statement = self.statement() if ap == self.me else self.statements.get(ap)
+        if statement is None:
+            return []
+        homes = _homes(statement)
+        held = [hold.nat for hold in statement.holds if hold.nat.network == network]
+        return sorted(held, key=lambda nat: (nat not in homes, nat))
+
+    def hold_of(self, nat: NatAddress) -> tuple[ApId, Hold] | None:
+        """The hold that counts, and whose it is.
+
+        One that was superseded once is void for good: what a dead AP said last still stands while
+        its successor's agent is restarted, which then has a provisional hold only.
+        """
+        stated = [(ap, hold) for ap, hold in self._all_holds() if hold.nat == nat]
+        latest = max((hold.generation for _, hold in stated), default=0)
+        latest = self.latest[nat] = max(latest, self.latest.get(nat, 0))
+        valid = (found for found in stated if found[1].generation in (0, latest))
+        return max(valid, key=lambda found: (found[1].generation, found[0]), default=None)
+
+    def _all_holds(self) -> Iterator[tuple[ApId, Hold]]:
+        for hold in self.mine.holds.values():
+            yield self.me, hold
+        for ap, statement in self.statements.items():
+            for hold in statement.holds:
+                yield ap, hold
+
+    def known(self) -> set[NatAddress]:
+        """All NAT addresses that anybody speaks of."""
+        ready = {nat for statement in self.statements.values() for nat in statement.ready}
+        held = {hold.nat for _, hold in self._all_holds()}
+        return held | ready | self.homes() | self.mine.ready
+
+    def homes(self) -> set[NatAddress]:
+        """The addresses that our configuration names."""
+        return {
+            NatAddress(n.name, n.nat_address)
+            for n in self.domain.networks
+            if n.takeover and n.nat_address is not None
+        }
+
+    def foreign_holds(self) -> set[NatAddress]:
+        """The addresses that we hold and whose home is another AP."""
+        return self.mine.holds.keys() - self.homes()
+
+    def _stated(self, ap: ApId, network: NetworkName) -> NetworkAnchor | None:
+        statement = self.statements.get(ap)
+        networks = statement.networks if statement else ()
+        return next((stated for stated in networks if stated.network == network), None)
+
+
+def _homes(statement: AnchorStatement) -> set[NatAddress]:
+    return {NatAddress(n.network, n.nat) for n in statement.networks if n.nat is not None}
+
+
+def _weight(what: str, ap: ApId) -> bytes:
+    """Rendezvous hashing: each AP's weight for `what`, the same on every AP."""
+    return hashlib.blake2b(f"{what}/{ap}".encode(), digest_size=8).digest()
