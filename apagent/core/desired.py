@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from apagent.core.clients import ClientTable, Place
 from apagent.core.model import ApId, FlowKey, Mac, SocketKey
@@ -24,8 +24,7 @@ ANY_ANCHOR = ApId("*")
 """In `NetworkState.diverted`: packets that belong to no known flow. No AP has this id."""
 
 
-@dataclass(frozen=True, slots=True)
-class Change(Generic[V]):
+class Change(NamedTuple, Generic[V]):
     """One key's value before and after; None: absent. `old` and `new` always differ."""
 
     old: V | None
@@ -113,10 +112,16 @@ def drain_changes(
         addresses=_differences(before.addresses, after.addresses),
         sources=_differences(before.sources, after.sources),
     )
-    for key, anchor in sessions.touched_flows.items():
-        _put(delta.flows, key, anchor, sessions.anchor(key))
-    for socket, anchor in sessions.touched_sockets.items():
-        _put(delta.sockets, socket, anchor, sessions.socket_anchor(socket))
+    delta.flows = {
+        key: Change(before_, now)
+        for key, before_ in sessions.touched_flows.items()
+        if (now := sessions.anchor(key)) != before_
+    }
+    delta.sockets = {
+        socket: Change(before_, now)
+        for socket, before_ in sessions.touched_sockets.items()
+        if (now := sessions.socket_anchor(socket)) != before_
+    }
     for address, old in clients.touched.items():
         new = clients.place(address)
         _put(delta.neighbours, address, old.mac, new.mac)

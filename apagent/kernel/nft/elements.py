@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from ipaddress import IPv4Address
 from itertools import islice
 from typing import NamedTuple
@@ -165,20 +166,21 @@ def _parse_list(items: bytes, key_size: int) -> Iterator[tuple[bytes, bytes]]:
         offset += (length + 3) & ~3
 
 
-def _element(key: bytes, data: bytes) -> bytes:
-    size = len(key)
-    return b"%b%b%b" % (
-        _HEAD.pack(
-            _HEAD.size + size + len(data),
-            _LIST_ITEM | NESTED,
-            8 + size,
-            _ELEMENT_KEY | NESTED,
-            4 + size,
-            _DATA_VALUE,
-        ),
-        key,
-        data,
+@cache
+def _element_head(key_size: int, data_size: int) -> bytes:
+    """All attribute headers of an element up to its key."""
+    return _HEAD.pack(
+        _HEAD.size + key_size + data_size,
+        _LIST_ITEM | NESTED,
+        8 + key_size,
+        _ELEMENT_KEY | NESTED,
+        4 + key_size,
+        _DATA_VALUE,
     )
+
+
+def _element(key: bytes, data: bytes) -> bytes:
+    return _element_head(len(key), len(data)) + key + data
 
 
 def _messages(
