@@ -88,6 +88,7 @@ class Agent:
                     state.neighbours,
                     frozenset(state.addresses),
                     sockets=state.sockets,
+                    elsewhere=state.elsewhere,
                 )
             )
         sightings = self._clients.dump()

@@ -14,6 +14,7 @@ from itertools import combinations
 from pathlib import Path
 
 from apagent.core.domain import (
+    OWN_MARKS,
     Ap,
     Domain,
     Forward,
@@ -96,7 +97,7 @@ class KernelConfig:
 
     @property
     def capacity(self) -> int:
-        """How many peers the mark mask can tell apart."""
+        """How many numbers there are in the mark mask."""
         return self.mark_mask // (self.mark_mask & -self.mark_mask)
 
 
@@ -121,7 +122,7 @@ class Config:
         `tunnel_mtu` is what fits the underlay; a configured MTU takes precedence.
         """
         zones = sum(network.zone > 0 for network in self.networks)
-        capacity = self.kernel.capacity - zones
+        capacity = self.kernel.capacity - zones - OWN_MARKS
         numbers = allocate_numbers((p.id for p in self.peers), adopted, capacity)
         return Domain(
             me=Ap(self.ap, 0, self.tunnel.address, self.tunnel.underlay),
@@ -347,9 +348,10 @@ def _endpoint(table: Table, key: str, default: str | None) -> Endpoint:
 
 def _check_peers(config: Config) -> None:
     zones = sum(network.zone > 0 for network in config.networks)
-    if len(config.peers) + zones > config.kernel.capacity:
+    capacity = config.kernel.capacity - OWN_MARKS
+    if len(config.peers) + zones > capacity:
         raise ConfigError(
-            f"kernel.mark_mask: {config.kernel.mark_mask:#x} tells {config.kernel.capacity} peers "
+            f"kernel.mark_mask: {config.kernel.mark_mask:#x} tells {capacity} peers "
             f"and zones apart, but there are {len(config.peers)} and {zones}; widen it"
         )
     seen: dict[tuple[str, object], str] = {

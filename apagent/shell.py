@@ -89,21 +89,15 @@ class Shell:
         self._tell(self._work_off(events, install or self._reconciler.flush))
 
     def _work_off(self, events: list[Event], install: Callable[[], object]) -> list[_Step]:
-        """Do what a roam waits for, in this order.
+        """Do what a roam waits for, in this order: the kernel, the peers, what is left.
 
-        A client is welcome before the kernel knows that it is here: its grace would come too late
-        for a packet in between. A flow ends here when its packets go elsewhere already.
+        A flow ends here when its packets go elsewhere already.
         """
         now = time.time()
         steps = [(event, self._engine.step(event, now)) for event in events]
         effects = [effect for _, effects in steps for effect in effects]
-        for effect in effects:
-            if isinstance(effect, WelcomeClient):
-                self._welcome(effect)
-                for delay_s in WELCOME_AGAIN_S:
-                    self._later(delay_s, partial(self._welcome_again, effect))
         install()
-        for effect in effects:
+        for effect in sorted(effects, key=lambda effect: not isinstance(effect, Publish)):
             self._carry_out(effect)
         return steps
 
@@ -130,6 +124,10 @@ class Shell:
         match effect:
             case Publish():
                 self._feed.append(effect.tables, effect.claims, effect.clock, effect.anchor)
+            case WelcomeClient() as joined:
+                self._welcome(joined)
+                for delay_s in WELCOME_AGAIN_S:
+                    self._later(delay_s, partial(self._welcome_again, joined))
             case ForgetClient() as left:
                 self._attempt(lambda: kernel.forget_client(left.network, left.mac, left.addresses))
             case EndFlows() as lost:

@@ -54,12 +54,32 @@ class Client:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What an address means to the kernel: served here by a MAC, elsewhere by an AP, or neither."""
+    """What an address means to the kernel: served here, elsewhere by an AP, or neither."""
 
     mac: Mac | None = None
+    """Whose address it is; None: nobody's, or an earlier run's that didn't note it."""
     ap: ApId | None = None
+    """The AP that serves it; None: this one, if anybody does."""
     confirmed: bool = False
     """Served here by a claim that is not provisional."""
+
+    @property
+    def neighbour(self) -> Mac | None:
+        """The client, if it is here."""
+        return self.mac if self.ap is None else None
+
+    @property
+    def known(self) -> Mac | None:
+        """The client, if it is here for certain."""
+        return self.mac if self.confirmed else None
+
+    @property
+    def elsewhere(self) -> Mac | None:
+        """The client, if another AP serves it."""
+        return None if self.ap is None else self.mac
+
+
+_NOWHERE = Place()
 
 
 class ClientTable:
@@ -74,7 +94,7 @@ class ClientTable:
         """Addresses -> the clients whose claims name them; mostly one."""
         self._released: dict[Mac, None] = {}
         """Those that have left the domain, the first of them first."""
-        self._adopted_routes: dict[IPv4Address, ApId] = {}
+        self._adopted: dict[IPv4Address, Place] = {}
         self.aged: dict[Mac, None] = {}
         """Clients here that the bridge has forgotten; they leave when their last session ends."""
         self._outdone: dict[Mac, None] = {}
@@ -124,12 +144,12 @@ class ClientTable:
             claim = owner.claim
             if claim.ap == self._me:
                 return Place(mac=claim.mac, confirmed=claim.generation > 0)
-            return Place(ap=claim.ap)
-        return Place(ap=self._adopted_routes.get(address))
+            return Place(mac=claim.mac, ap=claim.ap)
+        return self._adopted.get(address, _NOWHERE)
 
     def places(self) -> dict[IPv4Address, Place]:
         """The place of every address that has one."""
-        addresses = {*self._named, *self._adopted_routes}
+        addresses = {*self._named, *self._adopted}
         return {address: self.place(address) for address in addresses}
 
     def merge(self, claim: Claim, now: float) -> Client | None:
@@ -162,16 +182,21 @@ class ClientTable:
             if ap in said and mac not in macs
         ]
 
-    def adopt_routes(self, routes: Mapping[IPv4Address, ApId]) -> None:
-        """Keep an earlier run's host routes until their APs speak. Call it once, first."""
-        self._adopted_routes = dict(routes)
+    def adopt_routes(
+        self, routes: Mapping[IPv4Address, ApId], macs: Mapping[IPv4Address, Mac]
+    ) -> None:
+        """Keep an earlier run's host routes until their APs speak. Call it once, first.
+
+        `macs` are the clients that the addresses belonged to, as far as it had noted them.
+        """
+        self._adopted = {a: Place(mac=macs.get(a), ap=ap) for a, ap in routes.items()}
 
     def drop_adopted_routes(self, ap: ApId) -> None:
         """Stop keeping an earlier run's host routes to `ap`: it has said whom it serves."""
-        stale = [address for address, via in self._adopted_routes.items() if via == ap]
+        stale = [address for address, place in self._adopted.items() if place.ap == ap]
         for address in stale:
             self._touch(address)
-            del self._adopted_routes[address]
+            del self._adopted[address]
 
     def _hear(self, claim: Claim) -> Claim | None:
         """Note what an AP says now; returns the highest claim on its client, if there is one."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import Generic, NamedTuple, TypeVar
 
-from apagent.core.clients import ClientTable, Place
+from apagent.core.clients import ClientTable
 from apagent.core.model import ApId, FlowKey, Mac, SocketKey
 from apagent.core.session_tables import SessionTables
 
@@ -51,8 +51,14 @@ class NetworkState:
     known: dict[IPv4Address, Mac] = field(default_factory=dict)
     """The clients that we claim. A packet on the client interface whose addresses are no such pair
     raises a `Source.DATA` event, and what it starts in mid-connection is dropped, not reset."""
+    elsewhere: dict[IPv4Address, Mac] = field(default_factory=dict)
+    """The clients that other APs claim. A packet on the client interface whose addresses are such
+    a pair proves that the client is here: the kernel believes it before any claim says so."""
+    places: dict[IPv4Address, ApId] = field(default_factory=dict)
+    """From where a client's packets should come through the tunnel: address -> serving AP. One that
+    comes from another AP proves that the client is there now."""
     routes: dict[IPv4Address, ApId] = field(default_factory=dict)
-    """Host routes: client address -> serving AP."""
+    """Host routes: client address -> serving AP, the same as `places`."""
     neighbours: dict[IPv4Address, Mac] = field(default_factory=dict)
     """Permanent neighbour entries on the client interface: address -> client."""
     diverted: dict[ApId, ApId] = field(default_factory=dict)
@@ -72,6 +78,8 @@ class NetworkDelta:
     flows: dict[FlowKey, Change[ApId]] = field(default_factory=dict)
     sockets: dict[SocketKey, Change[ApId]] = field(default_factory=dict)
     known: dict[IPv4Address, Change[Mac]] = field(default_factory=dict)
+    elsewhere: dict[IPv4Address, Change[Mac]] = field(default_factory=dict)
+    places: dict[IPv4Address, Change[ApId]] = field(default_factory=dict)
     routes: dict[IPv4Address, Change[ApId]] = field(default_factory=dict)
     neighbours: dict[IPv4Address, Change[Mac]] = field(default_factory=dict)
     diverted: dict[ApId, Change[ApId]] = field(default_factory=dict)
@@ -94,9 +102,11 @@ def wanted(
     return NetworkState(
         flows=sessions.desired_flows() if session_maps else {},
         sockets=sessions.desired_sockets() if session_maps else {},
-        known={a: mac for a, place in places.items() if (mac := _known(place)) is not None},
+        known={a: mac for a, place in places.items() if (mac := place.known) is not None},
+        elsewhere={a: mac for a, place in places.items() if (mac := place.elsewhere) is not None},
+        places={address: place.ap for address, place in places.items() if place.ap is not None},
         routes={address: place.ap for address, place in places.items() if place.ap is not None},
-        neighbours={a: place.mac for a, place in places.items() if place.mac is not None},
+        neighbours={a: mac for a, place in places.items() if (mac := place.neighbour) is not None},
         diverted=dict(anchors.diverted),
         addresses=dict(anchors.addresses),
         sources=dict(anchors.sources),
@@ -124,9 +134,11 @@ def drain_changes(
     }
     for address, old in clients.touched.items():
         new = clients.place(address)
-        _put(delta.neighbours, address, old.mac, new.mac)
+        _put(delta.neighbours, address, old.neighbour, new.neighbour)
         _put(delta.routes, address, old.ap, new.ap)
-        _put(delta.known, address, _known(old), _known(new))
+        _put(delta.places, address, old.ap, new.ap)
+        _put(delta.elsewhere, address, old.elsewhere, new.elsewhere)
+        _put(delta.known, address, old.known, new.known)
     sessions.touched_flows.clear()
     sessions.touched_sockets.clear()
     clients.touched.clear()
@@ -139,6 +151,8 @@ def difference(actual: NetworkState, should: NetworkState) -> NetworkDelta:
         flows=_differences(actual.flows, should.flows),
         sockets=_differences(actual.sockets, should.sockets),
         known=_differences(actual.known, should.known),
+        elsewhere=_differences(actual.elsewhere, should.elsewhere),
+        places=_differences(actual.places, should.places),
         routes=_differences(actual.routes, should.routes),
         neighbours=_differences(actual.neighbours, should.neighbours),
         diverted=_differences(actual.diverted, should.diverted),
@@ -160,7 +174,3 @@ def _differences(actual: Mapping[K, V], should: Mapping[K, V]) -> dict[K, Change
 def _put(changes: dict[K, Change[V]], key: K, old: V | None, new: V | None) -> None:
     if old != new:
         changes[key] = Change(old, new)
-
-
-def _known(place: Place) -> Mac | None:
-    return place.mac if place.confirmed else None

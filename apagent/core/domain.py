@@ -25,6 +25,8 @@ The maps' value is an skb priority (a traffic class `major:minor`), which is fre
 prerouting and forwarding; major 6170 ("ap" in ASCII) keeps it apart from any real one.
 """
 TABLES_PER_NETWORK = 256
+OWN_MARKS = 1
+"""Numbers in the mark that are neither a peer's nor a zone's (`Domain.here_mark`)."""
 
 
 def tunnel_mac(ap: ApId) -> Mac:
@@ -192,6 +194,12 @@ class Domain:
         Counted from the top, while anchors' numbers count from 1.
         """
         return self._zone_numbers[network.name] << self.mark_shift
+
+    @property
+    def here_mark(self) -> int:
+        """The fwmark bits that tell a packet to a client that has just come here."""
+        highest = self.mark_mask >> self.mark_shift
+        return highest - len(self._zone_numbers) << self.mark_shift
 
     def device(self, network: Network) -> str:
         """Name of the network's tunnel device."""

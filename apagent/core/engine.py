@@ -221,7 +221,8 @@ class Engine:
         for ap in by_anchor.keys() & self.peers.keys():
             self.sessions[event.network].apply(ap, by_anchor[ap])
         self.clients[event.network].adopt_routes(
-            {address: ap for address, ap in event.routes.items() if ap in self.peers}
+            {address: ap for address, ap in event.routes.items() if ap in self.peers},
+            event.elsewhere,
         )
         self._claim_provisionally(event.network, _by_mac(event.neighbours))
         if self.domain.network_by_name[event.network].takeover:

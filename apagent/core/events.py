@@ -89,6 +89,8 @@ class KernelAdopted:
     addresses: frozenset[IPv4Address] = frozenset()
     """NAT addresses that we hold."""
     sockets: Mapping[SocketKey, ApId] = field(default_factory=dict)
+    elsewhere: Mapping[IPv4Address, Mac] = field(default_factory=dict)
+    """The clients that the routes lead to."""
 
 
 @dataclass(frozen=True, slots=True)

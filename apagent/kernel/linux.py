@@ -127,11 +127,9 @@ class LinuxDataPath:
     ) -> None:
         """Make the first packets of a client that has come to us succeed."""
         joined = self._domain.network_by_name[network]
-        own = list(addresses)
-        self._nft.welcome(network, own)
         behind = () if joined.isolate_clients else elsewhere
         announcer = self._announcer(joined.client_interface)
-        for address in own:
+        for address in addresses:
             announcer.tell(mac, address, (joined.gateway, *behind))
 
     def poke(self, network: NetworkName, clients: Mapping[Mac, Iterable[FlowKey]]) -> None:

@@ -134,8 +134,7 @@ class DataPath(Protocol):
     ) -> None:
         """Make the first packets of a client that has come to us succeed.
 
-        It is told by ARP that the gateway, and behind it the addresses `elsewhere`, are here. For
-        half a second its TCP packets in mid-connection that match nothing are dropped, not reset.
+        It is told by ARP that the gateway, and behind it the addresses `elsewhere`, are here.
         Raises KernelFault.
         """
 

@@ -32,6 +32,8 @@ _FIB_RULE_HDR = struct.Struct("=BBBBBBBBI")
 _FRA_DST, _FRA_SRC, _FRA_IIFNAME, _FRA_PRIORITY, _FRA_FWMARK = 1, 2, 3, 6, 10
 _FRA_TABLE, _FRA_FWMASK, _FRA_PROTOCOL = 15, 16, 21
 _FR_ACT_TO_TBL = 1
+_MAIN = 254
+"""RT_TABLE_MAIN (linux/rtnetlink.h)."""
 _U32 = struct.Struct("=I")
 _OURSELVES = "lo"
 """Where the kernel says that packets come from that it makes itself."""
@@ -91,7 +93,7 @@ def wanted_rules(domain: Domain) -> set[Rule]:
         for peer in domain.peers
     }
     hosts = {rule for network in domain.networks for rule in _host_rules(domain, network)}
-    return anchors | errors | hosts | {_answers_rule(domain)}
+    return _learned_rules(domain) | anchors | errors | hosts | {_answers_rule(domain)}
 
 
 def _answers_rule(domain: Domain) -> Rule:
@@ -102,6 +104,28 @@ def _answers_rule(domain: Domain) -> Rule:
         domain.route_protocol,
         source=IPv4Network(domain.me.tunnel_address),
     )
+
+
+def _learned_rules(domain: Domain) -> set[Rule]:
+    """Where a client is that the kernel has seen to roam: here, or at a peer.
+
+    Bound to the clients' addresses, which no packet has that is in a tunnel already.
+    """
+    first, protocol, mask = domain.rule_priority, domain.route_protocol, domain.mark_mask
+    here = Rule(first, _MAIN, protocol, mark=domain.here_mark, mask=mask)
+    return {here} | {
+        Rule(
+            first,
+            domain.anchor_table(network, peer),
+            protocol,
+            mark=domain.mark(peer),
+            mask=mask,
+            destination=network.prefix,
+        )
+        for network in domain.networks
+        for peer in domain.peers
+        if not network.zone
+    }
 
 
 def _host_rules(domain: Domain, network: Network) -> list[Rule]:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack
 from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
 
 from apagent.core.model import Mac
-from tests.contract.packets import Packet, mac_bytes, udp
+from apagent.kernel.linux import LinuxDataPath
+from tests.contract import packets
+from tests.contract.packets import Packet, Wire, mac_bytes, udp
+from tests.domains import domain
 
 CLONE_NEWNET = 0x40000000
 """linux/sched.h"""
@@ -51,6 +56,14 @@ def run(*argv: str, stdin: str | None = None) -> str:
     return done.stdout
 
 
+def without_time(listed: str) -> str:
+    """A ruleset without the elements that end by themselves.
+
+    A set without elements has no line for them.
+    """
+    return re.sub(r"\t\telements = {[^}]* expires [^}]*}\n", "", listed)
+
+
 class AccessPoint:
     """The current namespace, as the tests see and change it."""
 
@@ -64,7 +77,7 @@ class AccessPoint:
             "routes": run("ip", "-4", "route", "show", "table", "all"),
             "neighbours": run("ip", "-4", "neighbour"),
             "fdb": run("bridge", "fdb"),
-            "ruleset": run("nft", "-a", "list", "ruleset"),
+            "ruleset": without_time(run("nft", "-a", "list", "ruleset")),
         }
 
     def send_arp(self, mac: Mac, address: IPv4Address, port: int = 0) -> None:
@@ -115,3 +128,41 @@ def access_point() -> Iterator[AccessPoint]:
             yield AccessPoint()
         finally:
             _enter("setns", home.fileno(), CLONE_NEWNET)
+
+
+# An AP that forwards
+
+
+@pytest.fixture
+def path(access_point: AccessPoint) -> Iterator[LinuxDataPath]:
+    """A prepared data path whose AP forwards, and holds nothing back any more."""
+    access_point.forward_to_the_internet()
+    path = LinuxDataPath()
+    path.prepare(domain())
+    path.release_hold()
+    yield path
+    path.close()
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def internet(access_point: AccessPoint, stack: ExitStack) -> Wire:
+    """What leaves by the uplink."""
+    return stack.enter_context(packets.wire("internet"))
+
+
+@pytest.fixture
+def client(access_point: AccessPoint, stack: ExitStack) -> Wire:
+    """What clients at the first port receive."""
+    return stack.enter_context(packets.wire("client1"))
+
+
+@pytest.fixture
+def tunnel(path: LinuxDataPath, stack: ExitStack) -> Wire:
+    """What leaves by the tunnel."""
+    return stack.enter_context(packets.wire("apv-lan", outgoing=True))

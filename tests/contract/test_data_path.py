@@ -59,6 +59,8 @@ def arrivals() -> NetworkDelta:
         flows={flow: Change(None, AP2) for flow in FLOWS},
         sockets={SOCKET: Change(None, AP3)},
         known={BEN_IP: Change(None, BEN)},
+        elsewhere={BEN_IP: Change(None, BEN)},
+        places={BEN_IP: Change(None, AP2)},
         routes={BEN_IP: Change(None, AP2)},
         neighbours={ANN_IP: Change(None, ANN)},
     )
@@ -69,6 +71,8 @@ def arrived() -> NetworkState:
         flows=dict.fromkeys(FLOWS, AP2),
         sockets={SOCKET: AP3},
         known={BEN_IP: BEN},
+        elsewhere={BEN_IP: BEN},
+        places={BEN_IP: AP2},
         routes={BEN_IP: AP2},
         neighbours={ANN_IP: ANN},
     )
@@ -99,6 +103,8 @@ def test_values_are_replaced(path: DataPath) -> None:
             LAN: NetworkDelta(
                 flows={flow: Change(AP2, AP3) for flow in FLOWS},
                 sockets={SOCKET: Change(AP3, AP2)},
+                elsewhere={BEN_IP: Change(BEN, ANN)},
+                places={BEN_IP: Change(AP2, AP3)},
                 routes={BEN_IP: Change(AP2, AP3)},
                 neighbours={ANN_IP: Change(ANN, BEN)},
             )
@@ -107,6 +113,8 @@ def test_values_are_replaced(path: DataPath) -> None:
     state = path.read()[LAN]
     assert state.flows == dict.fromkeys(FLOWS, AP3)
     assert state.sockets == {SOCKET: AP2}
+    assert state.elsewhere == {BEN_IP: ANN}
+    assert state.places == {BEN_IP: AP3}
     assert state.routes == {BEN_IP: AP3}
     assert state.neighbours == {ANN_IP: BEN}
     assert state.known == {BEN_IP: BEN}
@@ -120,6 +128,8 @@ def test_values_are_deleted(path: DataPath) -> None:
                 flows={flow: Change(AP2, None) for flow in FLOWS},
                 sockets={SOCKET: Change(AP3, None)},
                 known={BEN_IP: Change(BEN, None)},
+                elsewhere={BEN_IP: Change(BEN, None)},
+                places={BEN_IP: Change(AP2, None)},
                 routes={BEN_IP: Change(AP2, None)},
                 neighbours={ANN_IP: Change(ANN, None)},
             )
@@ -249,6 +259,8 @@ def test_a_roam_swaps_route_and_neighbour(path: DataPath) -> None:
         {
             LAN: NetworkDelta(
                 known={BEN_IP: Change(BEN, None), ANN_IP: Change(None, ANN)},
+                elsewhere={BEN_IP: Change(BEN, None), ANN_IP: Change(None, ANN)},
+                places={BEN_IP: Change(AP2, None), ANN_IP: Change(None, AP3)},
                 routes={BEN_IP: Change(AP2, None), ANN_IP: Change(None, AP3)},
                 neighbours={BEN_IP: Change(None, BEN), ANN_IP: Change(ANN, None)},
             )
@@ -257,6 +269,7 @@ def test_a_roam_swaps_route_and_neighbour(path: DataPath) -> None:
     state = path.read()[LAN]
     assert (state.routes, state.neighbours) == ({ANN_IP: AP3}, {BEN_IP: BEN})
     assert state.known == {ANN_IP: ANN}
+    assert (state.elsewhere, state.places) == ({ANN_IP: ANN}, {ANN_IP: AP3})
 
 
 def test_many_clients_at_once(path: DataPath) -> None:
@@ -322,8 +335,13 @@ def test_what_leads_to_a_former_peer_can_be_removed(open_path: Open, path: DataP
     assert state.routes == {}
     assert state.sockets == {SOCKET: AP3}
     assert not {AP2, AP3} & set(state.flows.values())
-    path.apply({LAN: NetworkDelta(flows={f: Change(ap, None) for f, ap in state.flows.items()})})
-    assert path.read()[LAN].flows == {}
+    assert set(state.places.values()).isdisjoint({AP2, AP3})
+    gone = NetworkDelta(
+        flows={flow: Change(ap, None) for flow, ap in state.flows.items()},
+        places={address: Change(ap, None) for address, ap in state.places.items()},
+    )
+    path.apply({LAN: gone})
+    assert (path.read()[LAN].flows, path.read()[LAN].places) == ({}, {})
 
 
 def test_a_second_network_comes_and_goes(open_path: Open, path: DataPath) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
-from contextlib import ExitStack
+import time
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 
@@ -18,8 +17,8 @@ from tests.contract import packets
 from tests.contract.conftest import GATEWAY_MAC, AccessPoint, run
 from tests.contract.packets import ACK, REMOTE, RST, SYN, Packet, Wire, eventually
 from tests.contract.test_nft_packets import (
-    DEVICE,
     DOMAIN,
+    GRACE_S,
     OTHER_PEER,
     PEER,
     WATCH,
@@ -40,39 +39,10 @@ MSS_1460 = b"\x02\x04\x05\xb4"
 
 
 @pytest.fixture
-def path(access_point: AccessPoint) -> Iterator[LinuxDataPath]:
-    """The data path of an AP that serves Ann and holds nothing back."""
-    access_point.forward_to_the_internet()
-    path = LinuxDataPath()
-    path.prepare(DOMAIN)
-    path.release_hold()
+def path(path: LinuxDataPath) -> LinuxDataPath:
+    """The data path of an AP that serves Ann, who has just come."""
     path.apply({LAN: served_here()})
-    yield path
-    path.close()
-
-
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as stack:
-        yield stack
-
-
-@pytest.fixture
-def internet(access_point: AccessPoint, stack: ExitStack) -> Wire:
-    """What leaves by the uplink."""
-    return stack.enter_context(packets.wire("internet"))
-
-
-@pytest.fixture
-def client(access_point: AccessPoint, stack: ExitStack) -> Wire:
-    """What clients at the first port receive."""
-    return stack.enter_context(packets.wire("client1"))
-
-
-@pytest.fixture
-def tunnel(path: LinuxDataPath, stack: ExitStack) -> Wire:
-    """What leaves by the tunnel."""
-    return stack.enter_context(packets.wire(DEVICE, outgoing=True))
+    return path
 
 
 def install(
@@ -104,6 +74,7 @@ def test_what_no_map_knows_goes_to_the_anchor_of_new_flows(
     path: LinuxDataPath, access_point: AccessPoint, tunnel: Wire, packet: Packet
 ) -> None:
     install(path, {ANY_ANCHOR: AP3})
+    time.sleep(1.2 * GRACE_S)
     access_point.send(ANN, packet)
     sent = tunnel.frame()
     assert sent[:6] == packets.mac_bytes(OTHER_PEER.tunnel_mac)
@@ -165,7 +136,6 @@ def test_tcp_in_mid_connection_of_a_client_that_has_just_come_is_dropped(
 ) -> None:
     """Its session may be on its way, and it isn't the other AP's then."""
     install(path, {ANY_ANCHOR: AP3})
-    path.welcome_client(LAN, ANN, [ANN_IP], [])
     send = partial(access_point.send, ANN)
     send(packets.tcp(ANN_IP, 5000, ACK))
     send(packets.tcp(BEN_IP, 5001, ACK))
@@ -207,6 +177,7 @@ def test_a_dead_anchors_flows_without_successor_are_reset_or_anchored_here(
 ) -> None:
     tcp_flow = Flow(6, ANN_IP, 5001, REMOTE, 80).key
     install(path, {AP2: NOBODY}, {udp_flow(5000): AP2, tcp_flow: AP2})
+    time.sleep(1.2 * GRACE_S)
     access_point.send(ANN, packets.tcp(ANN_IP, 5001, ACK))
     [reset] = client.packets_until(lambda _: True)
     assert reset.tcp_flags & RST

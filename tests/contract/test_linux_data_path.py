@@ -14,7 +14,7 @@ from apagent.kernel import sysctl
 from apagent.kernel.linux import LinuxDataPath
 from apagent.kernel.needs import underlay_mtu
 from apagent.kernel.port import Change, NetworkDelta
-from tests.contract.conftest import AccessPoint, run
+from tests.contract.conftest import AccessPoint, run, without_time
 from tests.contract.test_data_path import arrivals, arrived
 from tests.domains import ANN, ANN_IP, AP2, BEN, BEN_IP, LAN, domain, lan
 
@@ -47,7 +47,7 @@ def path(access_point: AccessPoint) -> Iterator[LinuxDataPath]:
 
 def without_ids(snapshot: dict[str, str]) -> dict[str, str]:
     """A snapshot without the handles of rules, which count on."""
-    return snapshot | {"ruleset": run("nft", "list", "ruleset")}
+    return snapshot | {"ruleset": without_time(run("nft", "list", "ruleset"))}
 
 
 def test_preparing_twice_touches_nothing(path: LinuxDataPath, access_point: AccessPoint) -> None:

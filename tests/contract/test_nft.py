@@ -16,13 +16,13 @@ from ipaddress import IPv4Address
 import pytest
 
 from apagent.core.desired import ANY_ANCHOR, NOBODY, difference
-from apagent.core.model import ApId, Flow, NetworkName, socket_of
+from apagent.core.model import ApId, Flow, Mac, NetworkName, socket_of
 from apagent.errors import KernelFault
 from apagent.kernel.nft import NftTable
 from apagent.kernel.port import Change, NetworkDelta, NetworkState
 from apagent.kernel.wire import Message, Netlink
-from tests.contract.conftest import run
-from tests.domains import ANN_IP, AP2, AP3, BEN, BEN_IP, LAN, domain, lan, takeover, tcp, udp
+from tests.contract.conftest import run, without_time
+from tests.domains import ANN, ANN_IP, AP2, AP3, BEN, BEN_IP, LAN, domain, lan, takeover, tcp, udp
 
 pytestmark = [pytest.mark.netns, pytest.mark.usefixtures("access_point")]
 
@@ -39,6 +39,8 @@ STATE = NetworkState(
     flows={tcp(1000): AP2, udp(2000): AP3, ECHO: AP2},
     sockets={socket_of(udp(2000)): AP3},
     known={BEN_IP: BEN},
+    elsewhere={ANN_IP: ANN},
+    places={ANN_IP: AP3},
 )
 
 
@@ -76,11 +78,13 @@ def arrivals(state: NetworkState = STATE) -> NetworkDelta:
         flows={flow: Change(None, anchor) for flow, anchor in state.flows.items()},
         sockets={socket: Change(None, anchor) for socket, anchor in state.sockets.items()},
         known={address: Change(None, mac) for address, mac in state.known.items()},
+        elsewhere={address: Change(None, mac) for address, mac in state.elsewhere.items()},
+        places={address: Change(None, ap) for address, ap in state.places.items()},
     )
 
 
 def ruleset(*options: str) -> str:
-    return run("nft", *options, "list", "ruleset")
+    return without_time(run("nft", *options, "list", "ruleset"))
 
 
 def chain(name: str, *options: str) -> list[str]:
@@ -108,10 +112,7 @@ def test_rules_read_as_they_are_meant(table: NftTable) -> None:
     assert chain("zoo_from_client") == [
         "ip saddr 10.77.0.0/16 drop",
         "ip saddr != 10.78.16.0/20 return",
-        (
-            "ip saddr . ether saddr != @zoo_known "
-            "limit rate 100/second burst 50 packets log group 77 snaplen 64"
-        ),
+        "ip saddr . ether saddr != @zoo_known jump zoo_unknown",
         "ip daddr 10.78.16.1 return",
         "ip daddr 10.78.16.0/20 notrack accept",
         "meta nfproto ipv4 meta priority set 6170:ffff",
@@ -133,9 +134,42 @@ def test_rules_read_as_they_are_meant(table: NftTable) -> None:
         'iifname "br-lan" ip saddr @lan_arrived drop',
         'meta l4proto tcp counter name "reset_packets" reject with tcp reset',
     ]
+    assert chain("lan_unknown") == [
+        "ip saddr . ether saddr @lan_elsewhere ip saddr != @left jump here_seen",
+        "limit rate 100/second burst 50 packets log group 77 snaplen 64",
+    ]
     assert chain("lan_from_tunnel") == [
         "meta mark set 0x00000000",
+        "ip saddr 10.77.0.0/16 jump lan_sender",
         "ip daddr 10.77.0.0/16 notrack accept",
+    ]
+    assert chain("lan_sender") == [
+        "ip saddr . ether saddr != @lan_places ether saddr vmap @senders",
+        "delete @learned { ip saddr : 6170:0 }",
+    ]
+    assert chain("seen_ap2") == [
+        "delete @settled { ip saddr }",
+        "meta priority set ip saddr map @learned",
+        "meta priority != 6170:1 delete @learned { ip saddr : 6170:1 }",
+        "update @learned { ip saddr : 6170:1 }",
+        "meta priority set none",
+    ]
+    assert chain("to_client") == [
+        "meta priority set ip daddr map @learned",
+        "meta priority vmap @ways",
+    ]
+    assert chain("answer") == [
+        "meta priority set ip daddr map @learned",
+        "meta priority 6170:0 jump here_way",
+    ]
+    assert chain("here_way") == [
+        "ip daddr @settled return",
+        "meta mark set meta mark | 0xff000000",
+    ]
+    assert chain("way_ap2") == [
+        'iifname "apv-*" return',
+        "ip daddr @settled return",
+        "meta mark set meta mark & 0x01ffffff | 0x01000000",
     ]
     assert chain("mss_clamp") == [
         "ip saddr 10.77.0.0/16 tcp option maxseg size set 1410",
@@ -153,6 +187,16 @@ def test_base_chains_hang_where_they_should(table: NftTable) -> None:
         'iifname "apv-lan" jump lan_from_tunnel',
         'iifname "br-zoo" jump zoo_from_client',
         'iifname "apv-zoo" jump zoo_from_tunnel',
+    ]
+    assert chain("learned_ways") == [
+        "type filter hook prerouting priority dstnat + 10; policy accept;",
+        "ip daddr 10.77.0.0/16 jump to_client",
+        "ip daddr 10.78.16.0/20 jump to_client",
+    ]
+    assert chain("learned_answers") == [
+        "type route hook output priority mangle; policy accept;",
+        "ip daddr 10.77.0.0/16 jump answer",
+        "ip daddr 10.78.16.0/20 jump answer",
     ]
     assert chain("forward")[:9] == [
         "type filter hook forward priority mangle; policy accept;",
@@ -219,16 +263,21 @@ def test_elements_read_as_they_are_meant(table: NftTable) -> None:
     assert "10.77.1.1 . 198.51.100.10 . 77 : 6170:1" in text
     assert "elements = { 10.77.1.1 . udp . 2000 : 6170:2 }" in text
     assert f"elements = {{ 10.77.1.2 . {BEN} }}" in text
+    assert f"elements = {{ {ANN_IP} . {ANN} }}" in text
+    assert f"elements = {{ {ANN_IP} . {DOMAIN.peers[1].tunnel_mac} }}" in text
     assert "elements = { 6170:1 : goto anchor_ap2, 6170:2 : goto anchor_ap3 }" in text
+    for key, chain_ in (("6170:0", "here_way"), ("6170:1", "way_ap2"), ("6170:2", "way_ap3")):
+        assert f"{key} : goto {chain_}" in text
+    for peer in DOMAIN.peers:
+        assert f"{peer.tunnel_mac} : goto seen_{peer.id}" in text
 
 
 def test_the_listing_is_a_ruleset_that_nft_loads(table: NftTable) -> None:
     table.prepare(TWO_NETWORKS)
     table.apply(TWO_NETWORKS, {LAN: arrivals()})
-    table.welcome(LAN, [ANN_IP])
     listed = loadable(ruleset())
     again = run("unshare", "--net", "sh", "-c", "nft -f - && nft list ruleset", stdin=listed)
-    assert without_time(again) == without_time(listed)
+    assert again == listed
 
 
 def loadable(listed: str) -> str:
@@ -241,14 +290,6 @@ def loadable(listed: str) -> str:
     lines = listed.replace("\tflags owner\n\n", "").splitlines(keepends=True)
     kept = [line.partition(" # progname")[0].rstrip("\n") + "\n" for line in lines]
     return "".join(line for line in kept if EMBEDDED not in line)
-
-
-def without_time(listed: str) -> str:
-    """A listing without what is left of an element's life, and without those that it is over for.
-
-    A set without elements has no line for them.
-    """
-    return re.sub(r"\t\telements = {[^}]* expires [^}]*}\n", "", listed)
 
 
 # Elements
@@ -267,10 +308,17 @@ def test_values_change_and_elements_go(table: NftTable) -> None:
         flows={tcp(1000): Change(AP2, AP3), ECHO: Change(AP2, None)},
         sockets={socket: Change(AP3, AP2)},
         known={BEN_IP: Change(BEN, None)},
+        elsewhere={ANN_IP: Change(ANN, BEN)},
+        places={ANN_IP: Change(AP3, AP2)},
     )
     table.apply(DOMAIN, {LAN: changes})
     assert table.read(DOMAIN) == {
-        LAN: NetworkState(flows={tcp(1000): AP3, udp(2000): AP3}, sockets={socket: AP2})
+        LAN: NetworkState(
+            flows={tcp(1000): AP3, udp(2000): AP3},
+            sockets={socket: AP2},
+            elsewhere={ANN_IP: BEN},
+            places={ANN_IP: AP2},
+        )
     }
 
 
@@ -394,8 +442,14 @@ def test_a_vanished_peer_leaves_only_elements_behind(table: NftTable) -> None:
     state = table.read(fewer)[LAN]
     assert state.flows == {tcp(1000): AP2, udp(2000): UNKNOWN, ECHO: AP2}
     assert state.sockets == {socket_of(udp(2000)): UNKNOWN}
-    table.apply(fewer, {LAN: NetworkDelta(flows={udp(2000): Change(UNKNOWN, None)})})
+    gone = state.places[ANN_IP]
+    assert gone == f"#{DOMAIN.peers[1].tunnel_mac}"
+    changes = NetworkDelta(
+        flows={udp(2000): Change(UNKNOWN, None)}, places={ANN_IP: Change(gone, None)}
+    )
+    table.apply(fewer, {LAN: changes})
     assert udp(2000) not in table.read(fewer)[LAN].flows
+    assert table.read(fewer)[LAN].places == {}
 
 
 def test_a_new_peer_leaves_the_others_rules_alone(table: NftTable) -> None:
@@ -519,12 +573,17 @@ def test_a_table_without_an_owner_is_adopted_as_it_is(table: NftTable) -> None:
 
 
 def test_a_client_that_comes_again_has_the_whole_grace_again(table: NftTable) -> None:
-    table.welcome(LAN, [ANN_IP, BEN_IP])
+    table.apply(DOMAIN, {LAN: known({ANN_IP: (None, ANN), BEN_IP: (None, BEN)})})
     time.sleep(0.3)
-    table.welcome(LAN, [ANN_IP])
+    table.apply(DOMAIN, {LAN: known({ANN_IP: (ANN, None)})})
+    table.apply(DOMAIN, {LAN: known({ANN_IP: (None, ANN)})})
     listed = run("nft", "list", "set", "inet", "apagent", "lan_arrived")
     left = dict(re.findall(r"([\d.]+) expires (\d+)ms", listed))
     assert int(left[str(ANN_IP)]) > int(left.get(str(BEN_IP), 0)) + 100
+
+
+def known(changes: dict[IPv4Address, tuple[Mac | None, Mac | None]]) -> NetworkDelta:
+    return NetworkDelta(known={address: Change(*change) for address, change in changes.items()})
 
 
 # Ownership

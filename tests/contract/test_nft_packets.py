@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from ipaddress import IPv4Address
@@ -29,41 +28,6 @@ DEVICE = "apv-lan"
 GRACE_S = 0.5
 
 OpenWire = Callable[[str], Wire]
-
-
-@pytest.fixture
-def path(access_point: AccessPoint) -> Iterator[LinuxDataPath]:
-    """A prepared data path whose AP forwards, and holds nothing back any more."""
-    access_point.forward_to_the_internet()
-    path = LinuxDataPath()
-    path.prepare(DOMAIN)
-    path.release_hold()
-    yield path
-    path.close()
-
-
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as stack:
-        yield stack
-
-
-@pytest.fixture
-def internet(access_point: AccessPoint, stack: ExitStack) -> Wire:
-    """What leaves by the uplink."""
-    return stack.enter_context(packets.wire("internet"))
-
-
-@pytest.fixture
-def client(access_point: AccessPoint, stack: ExitStack) -> Wire:
-    """What clients at the first port receive."""
-    return stack.enter_context(packets.wire("client1"))
-
-
-@pytest.fixture
-def tunnel(path: LinuxDataPath, stack: ExitStack) -> Wire:
-    """What leaves by the tunnel."""
-    return stack.enter_context(packets.wire(DEVICE, outgoing=True))
 
 
 def served_here() -> NetworkDelta:
@@ -264,6 +228,7 @@ def test_of_a_client_that_is_known_here_it_is_reset(
     path: LinuxDataPath, access_point: AccessPoint, client: Wire, internet: Wire
 ) -> None:
     path.apply({LAN: served_here()})
+    time.sleep(1.2 * GRACE_S)
     access_point.send(ANN, packets.tcp(ANN_IP, 5000, ACK))
     reset = client.packets_until(lambda p: True)[0]
     assert (reset.source, reset.destination) == (REMOTE, ANN_IP)
@@ -289,9 +254,8 @@ def test_of_a_client_that_is_not_known_here_it_is_dropped(
 def test_of_a_client_that_has_just_come_it_is_dropped_for_half_a_second(
     path: LinuxDataPath, access_point: AccessPoint, internet: Wire
 ) -> None:
-    path.apply({LAN: served_here()})
     came = time.monotonic()
-    path.welcome_client(LAN, ANN, [ANN_IP], [])
+    path.apply({LAN: served_here()})
     access_point.send(ANN, packets.tcp(ANN_IP, 5000, ACK))
     access_point.send(ANN, packets.tcp(ANN_IP, 5001, SYN))
     assert ports(internet, last=5001) == [5001]

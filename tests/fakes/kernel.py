@@ -210,13 +210,25 @@ class FakeDataPath:
             raise fault
 
 
-_PARTS = ("addresses", "neighbours", "routes", "sources", "known", "sockets", "flows", "diverted")
+_PARTS = (
+    "addresses",
+    "neighbours",
+    "routes",
+    "sources",
+    "known",
+    "elsewhere",
+    "places",
+    "sockets",
+    "flows",
+    "diverted",
+)
 """Addresses, neighbours and routes first; sets and maps are the rest."""
-_STRICT = frozenset({"sources", "flows", "sockets", "known", "diverted"})
+_STRICT = frozenset({"sources", "flows", "sockets", "known", "elsewhere", "places", "diverted"})
 """Sets and maps mind what is there."""
 _LEAD_TO: dict[str, Callable[[Domain], set[ApId]]] = {
     "flows": lambda domain: {domain.me.id},
     "sockets": lambda domain: {domain.me.id},
+    "places": lambda _: set(),
     "routes": lambda _: set(),
     "diverted": lambda _: {NOBODY},
 }
@@ -244,6 +256,7 @@ def _readable(state: NetworkState, aps: Collection[ApId]) -> NetworkState:
     copy = replace(state, **{f.name: dict(getattr(state, f.name)) for f in fields(state)})
     copy.flows = {key: name(ap) for key, ap in state.flows.items()}
     copy.sockets = {key: name(ap) for key, ap in state.sockets.items()}
+    copy.places = {key: name(ap) for key, ap in state.places.items()}
     return copy
 
 

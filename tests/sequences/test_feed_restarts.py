@@ -97,7 +97,8 @@ class Subscriber:
         self.engine = Engine(domain(self.me))
         self.follower = Follower(AP1, self.engine.domain.networks, self.engine.sessions)
         self.feed: Iterator[pb.FeedMessage] = iter(())
-        adopted = KernelAdopted(LAN, dict(kernel.flows), dict(kernel.routes), {})
+        flows, routes, elsewhere = dict(kernel.flows), dict(kernel.routes), dict(kernel.elsewhere)
+        adopted = KernelAdopted(LAN, flows, routes, {}, elsewhere=elsewhere)
         for event in (FlowsListed({}), adopted):
             self.engine.step(event, 0.0)
         self.engine.take_deltas()

@@ -112,7 +112,15 @@ def test_a_snapshot_equals_the_deltas_that_it_sums_up() -> None:
 
 def apply(kernel: NetworkState, e: Engine) -> None:
     for delta in e.take_deltas().values():
-        for part in ("flows", "sockets", "known", "routes", "neighbours"):
+        for part in (
+            "flows",
+            "sockets",
+            "known",
+            "elsewhere",
+            "places",
+            "routes",
+            "neighbours",
+        ):
             table = getattr(kernel, part)
             for key, change in getattr(delta, part).items():
                 assert table.get(key) == change.old

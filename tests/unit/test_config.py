@@ -196,8 +196,8 @@ def test_the_kernel_table_is_checked(line: str, expected: str) -> None:
 
 def test_a_mask_too_small_for_the_peers_is_refused() -> None:
     more = '[[peers]]\nid="ap3"\naddress="10.99.0.3:7411"\nunderlay="10.99.0.3"\n'
-    with pytest.raises(ConfigError, match=r"kernel\.mark_mask: 0x1 tells 1 peers and zones apart"):
-        parse(f"{GOOD}\n{more}\n[kernel]\nmark_mask = 1\n")
+    with pytest.raises(ConfigError, match=r"kernel\.mark_mask: 0x6 tells 2 peers and zones apart"):
+        parse(f"{GOOD}\n{more}\n{more.replace('3', '4')}\n[kernel]\nmark_mask = 6\n")
 
 
 def test_load_names_the_file(tmp_path: Path) -> None:

@@ -428,7 +428,10 @@ def restarted() -> Engine:
     """An engine that found Ann's neighbour entry, Ben's route to AP2 and one session of AP3."""
     e = Engine(domain())
     e.step(FlowsListed({}), 0.0)
-    e.step(KernelAdopted(LAN, {tcp(1): AP3}, {BEN_IP: AP2}, {ANN_IP: ANN}), 0.0)
+    adopted = KernelAdopted(
+        LAN, {tcp(1): AP3}, {BEN_IP: AP2}, {ANN_IP: ANN}, elsewhere={BEN_IP: BEN}
+    )
+    e.step(adopted, 0.0)
     e.take_deltas()
     return e
 
@@ -441,10 +444,13 @@ def test_what_an_earlier_run_left_stays_until_its_owner_speaks() -> None:
         {BEN_IP: AP2},
         {ANN_IP: ANN},
     )
+    assert (state.elsewhere, state.places) == ({BEN_IP: BEN}, {BEN_IP: AP2})
     e.step(PeerSnapshot(AP3, 0), 0.0)
     assert e.take_deltas()[LAN].flows == {tcp(1): Change(AP3, None)}
     e.step(PeerSnapshot(AP2, 0), 0.0)
-    assert e.take_deltas()[LAN].routes == {BEN_IP: Change(AP2, None)}
+    delta = e.take_deltas()[LAN]
+    assert delta.routes == delta.places == {BEN_IP: Change(AP2, None)}
+    assert delta.elsewhere == {BEN_IP: Change(BEN, None)}
 
 
 def test_a_restarted_agent_claims_its_clients_again_above_the_clock_of_its_peers() -> None:

@@ -54,9 +54,9 @@ def work_off(*events: Event) -> list[str]:
     return recorder.done
 
 
-def test_an_arriving_client_has_its_grace_before_the_kernel_knows_it() -> None:
+def test_the_peers_hear_of_an_arriving_client_before_it_is_welcomed() -> None:
     done = work_off(ClientSeen(LAN, ANN, Source.FDB, ANN_IP))
-    assert done == ["welcome_client", "apply", "publish", "tell"]
+    assert done == ["apply", "publish", "welcome_client", "tell"]
 
 
 def test_an_arriving_client_is_welcomed_again_while_it_is_here() -> None:
@@ -78,7 +78,7 @@ def test_a_client_that_has_left_is_forgotten_when_its_route_is_there() -> None:
     made.run([here])
     recorder.done.clear()
     made.run([PeerDelta(AP2, 9, claims=(claim(AP2, 9),))])
-    assert recorder.done == ["apply", "forget_client", "publish", "tell"]
+    assert recorder.done == ["apply", "publish", "forget_client", "tell"]
 
 
 def test_a_flow_ends_here_when_its_packets_go_elsewhere() -> None:
@@ -98,5 +98,5 @@ def test_the_peers_need_not_wait_for_the_log() -> None:
         return at_once
 
     at_once = asyncio.run(emit())
-    assert at_once[-1] == "publish"
+    assert "publish" in at_once
     assert recorder.done == [*at_once, "tell"]

@@ -13,7 +13,8 @@ from apagent.kernel.nft.expressions import Expressions
 from apagent.kernel.nft.messages import Hook, new_rule
 from apagent.kernel.wire import Message
 
-RAW, MANGLE, DESTINATION_NAT, SOURCE_NAT, LAST = -300, -150, -110, 90, 300
+RAW, MANGLE, DESTINATION_NAT, AFTER_DESTINATION_NAT = -300, -150, -110, -90
+SOURCE_NAT, LAST = 90, 300
 """Hook priorities (linux/netfilter_ipv4.h). Source NAT comes before a firewall's own at 100, so
 that ours decides; the leak guard comes after every NAT."""
 PREROUTING, FORWARD, OUTPUT, POSTROUTING = 0, 2, 3, 4

@@ -8,7 +8,7 @@ elements ends below 64 KiB and a transaction takes several messages.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from ipaddress import IPv4Address
 from itertools import islice
@@ -16,13 +16,15 @@ from typing import NamedTuple
 
 from pyroute2.netlink.nfnetlink.nftsocket import NFT_MSG_DELSETELEM, NFT_MSG_NEWSETELEM
 
-from apagent.core.model import ICMP, FlowKey, Mac, SocketKey
+from apagent.core.domain import tunnel_mac
+from apagent.core.model import ICMP, ApId, FlowKey, Mac, SocketKey
 from apagent.kernel.nft.messages import HEADER, NESTED, message_type
 from apagent.kernel.wire import NLM_F_CREATE, Message, attribute, attributes
 
 FLOW_SIZE, ECHO_SIZE, SOCKET_SIZE, CLIENT_SIZE, UPLINK_SIZE = 20, 12, 12, 12, 16
-"""Bytes of a key in the flow, echo and socket maps, in the set of known clients and in the map of
+"""Bytes of a key in the flow, echo and socket maps, in the sets of clients and in the map of
 sources."""
+_UNKNOWN_AP = "#"
 CHANGES_PER_TRANSACTION = 4096
 """Keeps a transaction below 320 KiB, which fits a send buffer that an unprivileged user gets."""
 
@@ -94,6 +96,21 @@ def unpack_client(key: bytes) -> tuple[IPv4Address, Mac]:
     return IPv4Address(key[:4]), Mac(key[4:10].hex(":"))
 
 
+def pack_place(address: IPv4Address, ap: ApId) -> bytes:
+    """A client's address and the tunnel MAC of its serving AP: 12 bytes.
+
+    `ap` may be what `unpack_place` made of an AP that it doesn't know.
+    """
+    unknown = ap.startswith(_UNKNOWN_AP)
+    return pack_client(address, Mac(ap.removeprefix(_UNKNOWN_AP)) if unknown else tunnel_mac(ap))
+
+
+def unpack_place(key: bytes, aps: Mapping[Mac, ApId]) -> tuple[IPv4Address, ApId]:
+    """What `pack_place` packed; an AP that isn't in `aps` is `#` and its MAC."""
+    address, mac = unpack_client(key)
+    return address, aps.get(mac, ApId(_UNKNOWN_AP + mac))
+
+
 def pack_data(value: bytes) -> bytes:
     """A map's value of four bytes, as the data of an element."""
     return _DATA.pack(12, _ELEMENT_DATA | NESTED, 8, _DATA_VALUE, value)
@@ -125,13 +142,15 @@ def transactions(table: str, changes: Iterable[ElementChange]) -> Iterator[list[
 
 
 def renewal(table: str, set_: str, keys: Iterable[bytes]) -> list[Message]:
-    """A transaction that gives elements of a set their whole timeout, be they there or not.
+    """Requests that give elements of a set their whole timeout, be they there or not.
 
     An element that is added again keeps its age. Deleting one that isn't there fails, and a failed
     transaction costs the caller more than 10 ms, in which the kernel waits for all its processors
     (synchronize_rcu() in __nf_tables_abort()). So each is added, deleted and added.
     """
     elements = [_element(key, b"") for key in keys]
+    if not elements:
+        return []
     add, delete = (NFT_MSG_NEWSETELEM, NLM_F_CREATE), (NFT_MSG_DELSETELEM, 0)
     return [
         message

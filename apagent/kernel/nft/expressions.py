@@ -50,6 +50,7 @@ _FIB_DADDR, _FIB_ADDRESS_TYPE = 2, ("NFT_FIB_RESULT_UNSPEC", "NFT_FIB_RESULT_OIF
 """NFTA_FIB_F_DADDR; NFT_FIB_RESULT_ADDRTYPE is 3, which pyroute2, taking results for flags, packs
 for bits 0 and 1."""
 _RTN_UNICAST, _RTN_LOCAL = 1, 2
+_DYNSET_UPDATE, _DYNSET_DELETE = 1, 2
 _OBJECT_COUNTER = 1
 _REJECT_TCP_RESET = 1
 _INTERFACE_NAME_SIZE = 16
@@ -157,6 +158,11 @@ def interface_name(name: str) -> bytes:
 def iifname(name: str) -> Expressions:
     """`iifname "name"`."""
     return (_meta(_META_IIFNAME), _compare(interface_name(name)))
+
+
+def iifname_begins(prefix: str) -> Expressions:
+    """`iifname "prefix*"`."""
+    return (_meta(_META_IIFNAME), _compare(prefix.encode()))
 
 
 def oifname(name: str) -> Expressions:
@@ -291,6 +297,11 @@ def client_address() -> Expressions:
     return (_payload(_NETWORK_HEADER, SOURCE_ADDRESS, 4, 0),)
 
 
+def destination_address() -> Expressions:
+    """`ip daddr` as a key."""
+    return (*ipv4(), _payload(_NETWORK_HEADER, DESTINATION_ADDRESS, 4, 0))
+
+
 def client_pair() -> Expressions:
     """`ip saddr . ether saddr` as a key."""
     return (
@@ -376,11 +387,65 @@ def set_priority(value: int) -> Expressions:
     return (_immediate(_U32.pack(value)), set_)
 
 
+def priority_is(value: bytes, *, negate: bool = False) -> Expressions:
+    """`meta priority [!=] value`."""
+    return (_meta(_META_PRIORITY), _compare(value, _NEQ if negate else _EQ))
+
+
+def verdict_from(name: str) -> Expressions:
+    """`vmap @name`, of the key that is loaded."""
+    return (
+        _expression("lookup", ("SET", name), ("SREG", _register(0)), ("DREG", _VERDICT_REGISTER)),
+    )
+
+
 def priority_verdict(name: str) -> Expressions:
     """`meta priority vmap @name`."""
+    return (_meta(_META_PRIORITY), *verdict_from(name))
+
+
+def sender_verdict(name: str) -> Expressions:
+    """`ether saddr vmap @name`."""
     return (
-        _meta(_META_PRIORITY),
-        _expression("lookup", ("SET", name), ("SREG", _register(0)), ("DREG", _VERDICT_REGISTER)),
+        _meta(_META_IIFTYPE),
+        _compare(struct.pack("=H", _ARPHRD_ETHER)),
+        _payload(_LINK_HEADER, _ETHER_SOURCE, 6),
+        *verdict_from(name),
+    )
+
+
+def update_map(name: str, value: bytes) -> Expressions:
+    """`update @name { key : value }`, of the key that is loaded: add it, or begin its life anew.
+
+    An element that is there keeps its value.
+    """
+    return _change_map(name, _DYNSET_UPDATE, value)
+
+
+def delete_from_map(name: str, value: bytes) -> Expressions:
+    """`delete @name { key : value }`, of the key that is loaded, whatever its value is."""
+    return _change_map(name, _DYNSET_DELETE, value)
+
+
+def _change_map(name: str, operation: int, value: bytes) -> Expressions:
+    return (
+        _immediate(value, 1),
+        _expression(
+            "dynset",
+            ("SET_NAME", name),
+            ("OP", operation),
+            ("SREG_KEY", _register(0)),
+            ("SREG_DATA", _register(1)),
+        ),
+    )
+
+
+def delete_from_set(name: str) -> Expressions:
+    """`delete @name { key }`, of the key that is loaded."""
+    return (
+        _expression(
+            "dynset", ("SET_NAME", name), ("OP", _DYNSET_DELETE), ("SREG_KEY", _register(0))
+        ),
     )
 
 

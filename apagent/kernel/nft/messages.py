@@ -70,7 +70,13 @@ OWNED = _TABLE_FLAG_OWNER | _TABLE_FLAG_PERSIST
 (Linux 6.9)."""
 OWNER, PERSIST = _TABLE_FLAG_OWNER, _TABLE_FLAG_PERSIST
 
-SET_FLAG_MAP, SET_FLAG_TIMEOUT = 0x8, 0x10
+SET_FLAG_MAP, SET_FLAG_TIMEOUT, SET_FLAG_DYNAMIC = 0x8, 0x10, 0x20
+"""NFT_SET_MAP, NFT_SET_TIMEOUT, NFT_SET_EVAL."""
+_SET_FLAG_NAMES = {
+    SET_FLAG_MAP: "NFT_SET_MAP",
+    SET_FLAG_TIMEOUT: "NFT_SET_TIMEOUT",
+    SET_FLAG_DYNAMIC: "NFT_SET_EVAL",
+}
 VERDICT = 0xFFFFFF00
 """NFT_DATA_VERDICT: the data type of a verdict map."""
 _OBJECT_COUNTER = 1
@@ -102,6 +108,13 @@ class SetDefinition:
     """Flags beyond NFT_SET_MAP."""
     timeout_ms: int = field(default=0, compare=False)
     """Life of an element; 0: no end. Goes with SET_FLAG_TIMEOUT in `extra_flags`."""
+    size: int = field(default=0, compare=False)
+    """The most elements; 0: no limit."""
+
+    @property
+    def flags(self) -> int:
+        """All of its flags."""
+        return self.extra_flags | (0 if self.data_type is None else SET_FLAG_MAP)
 
 
 class _RuleMessage(nfgen_msg, nft_has_comment):  # type: ignore[misc]
@@ -210,14 +223,15 @@ def new_set(table: str, definition: SetDefinition, set_id: int) -> Message:
         ("KEY_LEN", definition.key_length),
         ("USERDATA", definition.userdata),
     ]
+    names = [name for flag, name in _SET_FLAG_NAMES.items() if definition.flags & flag]
+    if names:
+        attrs.append(("FLAGS", names))
     if definition.timeout_ms:
-        attrs += [("FLAGS", ["NFT_SET_TIMEOUT"]), ("TIMEOUT", definition.timeout_ms)]
+        attrs.append(("TIMEOUT", definition.timeout_ms))
+    if definition.size:
+        attrs.append(("DESC", {"attrs": [("NFTA_SET_DESC_SIZE", definition.size)]}))
     if definition.data_type is not None:
-        attrs += [
-            ("FLAGS", ["NFT_SET_MAP"]),
-            ("DATA_TYPE", definition.data_type),
-            ("DATA_LEN", definition.data_length),
-        ]
+        attrs += [("DATA_TYPE", definition.data_type), ("DATA_LEN", definition.data_length)]
     body = _pack(nft_set_msg, attrs)
     return _message(NFT_MSG_NEWSET, body, f"set inet {table} {definition.name}", NLM_F_CREATE)
 

@@ -102,7 +102,12 @@ def _kept_verdicts(
         if any_anchor() in anchors.keys() & new.keys():
             kept[names.anchors].add(any_anchor())
             kept[names.new_anchor] = {any_anchor()}
-    return kept
+    return kept | {map_: _right_places(ruleset, installed, map_) for map_ in ruleset.places}
+
+
+def _right_places(ruleset: Ruleset, installed: Installed, map_: str) -> set[bytes]:
+    present = _present(ruleset, installed, map_)
+    return {key for key, chain in ruleset.places[map_].items() if present.get(key) == chain}
 
 
 def _present(ruleset: Ruleset, installed: Installed, map_: str) -> dict[bytes, str]:
@@ -140,3 +145,6 @@ def _new_verdicts(
         for key, chain in elements.items():
             if fresh or chain in anew:
                 yield messages.new_verdict(ruleset.domain.table, map_, key, goto_data(chain))
+    for map_, elements in ruleset.places.items():
+        for key in elements.keys() - _right_places(ruleset, installed, map_):
+            yield messages.new_verdict(ruleset.domain.table, map_, key, goto_data(elements[key]))

@@ -8,6 +8,7 @@ from itertools import chain
 from apagent.core.domain import Ap, Domain, Network
 from apagent.core.model import ICMP, TCP
 from apagent.kernel.nft import expressions as e
+from apagent.kernel.nft import learning
 from apagent.kernel.nft.chain import (
     DESTINATION_NAT,
     MANGLE,
@@ -40,18 +41,14 @@ def prerouting(domain: Domain) -> Chain:
 
 
 def from_client(domain: Domain, network: Network) -> Chain:
-    """Find the anchor of a client's packet; report a client that isn't known here."""
+    """Find the anchor of a client's packet."""
     names = Names.of(network.name)
-    trigger = (
-        *e.limit_per_second(_DATA_TRIGGER_RATE, _DATA_TRIGGER_BURST),
-        *e.log(domain.nflog_group, _DATA_TRIGGER_SNAPLEN),
-    )
     return Chain(
         names.from_client,
         (
             *_forged(domain, network),
             (*source_in(network.prefix, negate=True), *e.return_()),
-            (*e.client_pair(), *e.in_set(names.known, negate=True), *trigger),
+            (*e.client_pair(), *e.in_set(names.known, negate=True), *e.jump(names.unknown)),
             (
                 *e.address_is(e.DESTINATION_ADDRESS, network.gateway),
                 *chain(*_into_zone(network)),
@@ -88,18 +85,28 @@ def new(network: Network) -> Chain:
     packet whose session may still be on its way would be given a second anchor, or be reset.
     """
     names = Names.of(network.name)
-    unknown = (*e.client_pair(), *e.in_set(names.known, negate=True))
+    stranger = (*e.client_pair(), *e.in_set(names.known, negate=True))
     arrived = (*e.ipv4(), *e.client_address(), *e.in_set(names.arrived))
     return Chain(
         names.new,
         (
             (*e.to_unicast_address(negate=True), *e.return_()),
             (*e.iifname_in(UNSYNCED), *e.l4proto(TCP, negate=True), *e.drop()),
-            (*e.not_first_of_tcp(), *unknown, *e.drop()),
+            (*e.not_first_of_tcp(), *stranger, *e.drop()),
             (*e.not_first_of_tcp(), *arrived, *e.drop()),
             e.priority_verdict(names.new_anchor),
         ),
     )
+
+
+def unknown(domain: Domain, network: Network) -> Chain:
+    """A client that isn't known here: report it, and believe it if it is known elsewhere."""
+    report = (
+        *e.limit_per_second(_DATA_TRIGGER_RATE, _DATA_TRIGGER_BURST),
+        *e.log(domain.nflog_group, _DATA_TRIGGER_SNAPLEN),
+    )
+    learn = () if network.zone else (learning.learn_here(network),)
+    return Chain(Names.of(network.name).unknown, (*learn, report))
 
 
 def _forged(domain: Domain, network: Network) -> Iterator[Expressions]:
@@ -125,7 +132,8 @@ def from_tunnel(network: Network) -> Chain:
     between APs: the client's flow would leave by another uplink than before.
     """
     to_client = (*destination_in(network.prefix), *e.notrack(), *e.accept())
-    rules = (e.clear_mark(), to_client, *_into_zone(network))
+    learn = () if network.zone else (learning.learn_sender(network),)
+    rules = (e.clear_mark(), *learn, to_client, *_into_zone(network))
     return Chain(Names.of(network.name).from_tunnel, rules)
 
 

@@ -7,10 +7,14 @@ in the maps and sets (`elements`), which the rules only name. In nft's words, fo
     map lan_echoes { typeof ip saddr . ip daddr . icmp id : meta priority }
     map lan_sockets { type ipv4_addr . inet_proto . inet_service : classid }
     set lan_known { type ipv4_addr . ether_addr }
+    set lan_elsewhere { type ipv4_addr . ether_addr }
+    set lan_places { type ipv4_addr . ether_addr }
     set lan_arrived { type ipv4_addr; timeout 500ms }
     map lan_anchors { type classid : verdict; elements = { 6170:2 : goto anchor_ap2 } }
     map lan_new_anchor { type classid : verdict }
     map lan_sources { type ifname : ipv4_addr }
+    map learned { type ipv4_addr : classid; flags dynamic,timeout; timeout 300ms }
+    map ways { type classid : verdict; elements = { 6170:2 : goto way_ap2 } }
 
 The packet's priority serves as scratch register: the lookups leave the anchor's value there, and
 ip_forward() overwrites it later. The exact flow is looked up after the socket, so it wins.
@@ -23,11 +27,18 @@ from functools import cached_property
 from itertools import chain as flatten
 
 from apagent.core.domain import Domain
-from apagent.kernel.nft import forwarding, prerouting
+from apagent.kernel.nft import forwarding, learning, prerouting
 from apagent.kernel.nft.chain import Chain, PackedRules
 from apagent.kernel.nft.forwarding import LEAKED, RESET
 from apagent.kernel.nft.messages import SetDefinition
-from apagent.kernel.nft.sets import Names, anchor_chain, anchor_value, definitions
+from apagent.kernel.nft.sets import (
+    SENDERS,
+    WAYS,
+    Names,
+    anchor_chain,
+    anchor_value,
+    definitions,
+)
 
 
 @dataclass(frozen=True)
@@ -42,10 +53,13 @@ class Ruleset:
         domain = self.domain
         chains = [
             *(prerouting.anchor(domain, peer) for peer in domain.peers),
+            *learning.places(domain),
             *flatten.from_iterable(
                 (
                     prerouting.new(network),
+                    prerouting.unknown(domain, network),
                     prerouting.from_client(domain, network),
+                    learning.sender(network),
                     prerouting.from_tunnel(network),
                     forwarding.stray(network),
                 )
@@ -53,6 +67,7 @@ class Ruleset:
             ),
             prerouting.prerouting(domain),
             *prerouting.zones(domain),
+            *learning.to_clients(domain),
             forwarding.mss_clamp(domain),
             forwarding.forward(domain),
             *prerouting.own_errors(domain),
@@ -78,6 +93,11 @@ class Ruleset:
         """The elements of each network's anchor map in quiet times: anchor's value -> its chain."""
         elements = {anchor_value(peer.number): anchor_chain(peer.id) for peer in self.domain.peers}
         return {Names.of(network.name).anchors: elements for network in self.domain.networks}
+
+    @cached_property
+    def places(self) -> dict[str, dict[bytes, str]]:
+        """The elements of the other verdict maps, which never change: key -> chain."""
+        return {SENDERS: learning.senders(self.domain), WAYS: learning.ways(self.domain)}
 
     @property
     def counters(self) -> tuple[str, ...]:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from apagent.core.domain import ANCHOR_TAG, Domain
 from apagent.core.model import ApId, NetworkName
+from apagent.core.roam import STRAGGLER_S
 from apagent.kernel.nft.elements import CLIENT_SIZE, ECHO_SIZE, FLOW_SIZE, SOCKET_SIZE
-from apagent.kernel.nft.messages import SET_FLAG_TIMEOUT, VERDICT, SetDefinition
+from apagent.kernel.nft.messages import (
+    SET_FLAG_DYNAMIC,
+    SET_FLAG_TIMEOUT,
+    VERDICT,
+    SetDefinition,
+)
 from apagent.kernel.nft.userdata import ByteOrder, byte_orders, echo_map
 
 ANCHOR_CHAIN = "anchor_"
@@ -18,6 +24,20 @@ UNSYNCED = "unsynced"
 """The set of client interfaces that hold back what could belong to a peer's flow."""
 ARRIVAL_GRACE_MS = 500
 """How long the sessions of a client that has just arrived may be on their way."""
+
+LEARNED, SETTLED, LEFT = "learned", "settled", "left"
+"""What the kernel has learned of clients' places from their packets; the addresses of whose places
+the claims have spoken since; those of clients that have just left. Of all networks without a zone:
+their addresses are no others'."""
+SENDERS, WAYS = "senders", "ways"
+"""Verdict maps: what to learn from a packet by its tunnel MAC; what to do with one to a client, by
+the place that was learned."""
+HERE = 0
+"""The number of the place that is here; the others are the peers' numbers."""
+LEARNED_MS = 300
+"""How long a place that was learned counts without another packet: far longer than claims take, and
+a brief detour if it was wrong."""
+_MAX_LEARNED = 65535
 
 _IPV4_ADDR, _INTEGER, _INET_PROTO, _INET_SERVICE, _CLASSID = 7, 4, 12, 13, 23
 _ETHER_ADDR, _IFNAME = 9, 41
@@ -37,13 +57,17 @@ class Names:
     echoes: str
     sockets: str
     known: str
+    elsewhere: str
+    places: str
     arrived: str
     anchors: str
     new_anchor: str
     sources: str
     new: str
     from_client: str
+    unknown: str
     from_tunnel: str
+    sender: str
     stray: str
     own_error: str
 
@@ -78,7 +102,7 @@ def anchor_number(value: bytes) -> int | None:
 def definitions(domain: Domain) -> dict[str, SetDefinition]:
     """Every set and map of the table, by name."""
     unsynced = _expiring(UNSYNCED, _IFNAME, _IFNAME_SIZE, round(domain.sync_timeout_s * 1000))
-    found = [unsynced]
+    found = [unsynced, *_learning()]
     for network in domain.networks:
         names = Names.of(network.name)
         found += _definitions(names)
@@ -98,7 +122,7 @@ _FLOW_TYPE = _concatenation(_IPV4_ADDR, _IPV4_ADDR, _INET_PROTO, _INET_SERVICE, 
 _ECHO_TYPE = _concatenation(_IPV4_ADDR, _IPV4_ADDR, _INTEGER)
 _SOCKET_TYPE = _concatenation(_IPV4_ADDR, _INET_PROTO, _INET_SERVICE)
 _CLIENT_TYPE = _concatenation(_IPV4_ADDR, _ETHER_ADDR)
-_ADDRESS_SIZE = 4
+_ADDRESS_SIZE, _ETHER_SIZE = 4, 6
 
 
 def _expiring(name: str, type_: int, size: int, timeout_ms: int) -> SetDefinition:
@@ -109,14 +133,53 @@ def _expiring(name: str, type_: int, size: int, timeout_ms: int) -> SetDefinitio
     )
 
 
+def _learning() -> tuple[SetDefinition, ...]:
+    """What the packet path changes is dynamic; where it adds, the size is limited."""
+    return (
+        SetDefinition(
+            LEARNED,
+            _IPV4_ADDR,
+            _ADDRESS_SIZE,
+            _CLASSID,
+            4,
+            byte_orders(ByteOrder.NETWORK, ByteOrder.HOST),
+            extra_flags=SET_FLAG_TIMEOUT | SET_FLAG_DYNAMIC,
+            timeout_ms=LEARNED_MS,
+            size=_MAX_LEARNED,
+        ),
+        replace(
+            _expiring(SETTLED, _IPV4_ADDR, _ADDRESS_SIZE, LEARNED_MS),
+            extra_flags=SET_FLAG_TIMEOUT | SET_FLAG_DYNAMIC,
+        ),
+        _expiring(LEFT, _IPV4_ADDR, _ADDRESS_SIZE, round(STRAGGLER_S * 1000)),
+        SetDefinition(
+            SENDERS,
+            _ETHER_ADDR,
+            _ETHER_SIZE,
+            VERDICT,
+            _VERDICT_LENGTH,
+            byte_orders(ByteOrder.NETWORK, ByteOrder.MIXED),
+        ),
+        SetDefinition(
+            WAYS,
+            _CLASSID,
+            4,
+            VERDICT,
+            _VERDICT_LENGTH,
+            byte_orders(ByteOrder.HOST, ByteOrder.MIXED),
+        ),
+    )
+
+
 def _definitions(names: Names) -> tuple[SetDefinition, ...]:
     anchor_map = byte_orders(ByteOrder.MIXED, ByteOrder.HOST)
     return (
         SetDefinition(names.flows, _FLOW_TYPE, FLOW_SIZE, _CLASSID, 4, anchor_map),
         SetDefinition(names.echoes, _ECHO_TYPE, ECHO_SIZE, _CLASSID, 4, echo_map()),
         SetDefinition(names.sockets, _SOCKET_TYPE, SOCKET_SIZE, _CLASSID, 4, anchor_map),
-        SetDefinition(
-            names.known, _CLIENT_TYPE, CLIENT_SIZE, userdata=byte_orders(ByteOrder.MIXED)
+        *(
+            SetDefinition(pairs, _CLIENT_TYPE, CLIENT_SIZE, userdata=byte_orders(ByteOrder.MIXED))
+            for pairs in (names.known, names.elsewhere, names.places)
         ),
         _expiring(names.arrived, _IPV4_ADDR, _ADDRESS_SIZE, ARRIVAL_GRACE_MS),
         _verdicts(names.anchors),

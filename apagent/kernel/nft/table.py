@@ -9,10 +9,12 @@ long as the agent. (While no agent runs, the table is open to a foreign `nft flu
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Address
+from itertools import chain
+from typing import TypeVar
 
-from apagent.core.domain import Domain
+from apagent.core.domain import Domain, Network
 from apagent.core.model import ICMP, PROTOCOL_OFFSET, ApId, NetworkName
 from apagent.errors import KernelFault
 from apagent.kernel.nft import messages
@@ -29,6 +31,7 @@ from apagent.kernel.nft.elements import (
     pack_data,
     pack_echo,
     pack_flow,
+    pack_place,
     pack_socket,
     parse_elements,
     renewal,
@@ -36,6 +39,7 @@ from apagent.kernel.nft.elements import (
     unpack_client,
     unpack_echo,
     unpack_flow,
+    unpack_place,
     unpack_socket,
 )
 from apagent.kernel.nft.expressions import interface_name
@@ -50,9 +54,19 @@ from apagent.kernel.nft.installed import (
 )
 from apagent.kernel.nft.plan import plan
 from apagent.kernel.nft.ruleset import Ruleset
-from apagent.kernel.nft.sets import ANCHOR_CHAIN, UNSYNCED, Names, anchor_number, anchor_value
-from apagent.kernel.port import Counters, NetworkDelta, NetworkState
+from apagent.kernel.nft.sets import (
+    ANCHOR_CHAIN,
+    LEFT,
+    SETTLED,
+    UNSYNCED,
+    Names,
+    anchor_number,
+    anchor_value,
+)
+from apagent.kernel.port import Change, Counters, NetworkDelta, NetworkState
 from apagent.kernel.wire import Message, Netlink
+
+V = TypeVar("V")
 
 _NETLINK_NETFILTER = 12
 _UNKNOWN_FLAGS = frozenset({errno.EOPNOTSUPP, errno.EINVAL})
@@ -88,10 +102,10 @@ class NftTable:
         """
         installed = read_installed(self._netlink, table)
         numbers: dict[ApId, int] = {}
-        for chain, comments in installed.comments.items() if installed else ():
+        for name, comments in installed.comments.items() if installed else ():
             number = number_in(comments[0])
-            if number is not None and chain.startswith(ANCHOR_CHAIN):
-                numbers[ApId(chain.removeprefix(ANCHOR_CHAIN))] = number
+            if number is not None and name.startswith(ANCHOR_CHAIN):
+                numbers[ApId(name.removeprefix(ANCHOR_CHAIN))] = number
         return numbers
 
     def prepare(self, domain: Domain) -> tuple[list[str], bool]:
@@ -123,7 +137,7 @@ class NftTable:
         anchors = _Anchors((anchor_value(ap.number), ap.id) for ap in (domain.me, *domain.peers))
         states = {
             network.name: self._read_network(
-                domain.table, Names.of(network.name), anchors if session_maps else None
+                domain, Names.of(network.name), anchors if session_maps else None
             )
             for network in domain.networks
         }
@@ -138,7 +152,7 @@ class NftTable:
         return states
 
     def apply(self, domain: Domain, deltas: Mapping[NetworkName, NetworkDelta]) -> None:
-        """Install the changes of flows, sockets, known clients, sources and diverted anchors.
+        """Install the changes of clients' places, flows, sockets, sources and diverted anchors.
 
         All networks' changes go together, in one transaction unless they are thousands. Anchors are
         diverted before that, but new flows after it: by then ours are in the maps, so that none of
@@ -149,13 +163,20 @@ class NftTable:
         self._divert(domain, {n: delta for n, delta in deltas.items() if n not in later})
         aps = (domain.me, *domain.peers)
         data = {ap.id: pack_data(anchor_value(ap.number)) for ap in aps}
-        changes = (
+        places = (
             change
-            for network, delta in deltas.items()
-            for change in _changes(Names.of(network), delta, data)
+            for name, delta in deltas.items()
+            for change in _places(domain.network_by_name[name], delta)
         )
-        for batch in transactions(domain.table, changes):
-            self._transact(domain.table, batch)
+        sessions = (
+            change
+            for name, delta in deltas.items()
+            for change in _sessions(Names.of(name), delta, data)
+        )
+        begun = _begun(domain, deltas)
+        for batch in transactions(domain.table, chain(places, sessions)):
+            self._transact(domain.table, [*begun, *batch])
+            begun = []
         self._divert(domain, later)
 
     def counters(self) -> Counters:
@@ -185,12 +206,6 @@ class NftTable:
         for network in domain.networks:
             key = interface_name(network.client_interface)
             self._change_alone(ElementChange(UNSYNCED, key, deleted=True, data=None), errno.ENOENT)
-
-    def welcome(self, network: NetworkName, addresses: Iterable[IPv4Address]) -> None:
-        """Begin the grace of a client that has just arrived. Raises KernelFault."""
-        keys = [address.packed for address in addresses]
-        if keys:
-            self._transact(self._table, renewal(self._table, Names.of(network).arrived, keys))
 
     def _divert(self, domain: Domain, deltas: Mapping[NetworkName, NetworkDelta]) -> None:
         changes = [
@@ -265,11 +280,19 @@ class NftTable:
         installed = read_table(self._netlink, table)
         return installed.owner if installed else None
 
-    def _read_network(self, table: str, names: Names, anchors: _Anchors | None) -> NetworkState:
-        known = self._elements(table, names.known, CLIENT_SIZE)
-        state = NetworkState(known=dict(map(unpack_client, known)))
+    def _read_network(self, domain: Domain, names: Names, anchors: _Anchors | None) -> NetworkState:
+        aps = {peer.tunnel_mac: peer.id for peer in domain.peers}
+        known, elsewhere, places = (
+            self._elements(domain.table, pairs, CLIENT_SIZE)
+            for pairs in (names.known, names.elsewhere, names.places)
+        )
+        state = NetworkState(
+            known=dict(map(unpack_client, known)),
+            elsewhere=dict(map(unpack_client, elsewhere)),
+            places=dict(unpack_place(key, aps) for key in places),
+        )
         if anchors is not None:
-            self._read_session_maps(table, names, anchors, state)
+            self._read_session_maps(domain.table, names, anchors, state)
         return state
 
     def _read_session_maps(
@@ -312,7 +335,41 @@ class _Anchors(dict[bytes, ApId]):
         return ApId(f"#{value.hex()}" if number is None else f"#{number}")
 
 
-def _changes(
+def _places(network: Network, delta: NetworkDelta) -> Iterator[ElementChange]:
+    """The clients' pairs; what the kernel had learned of a client that has moved is void."""
+    names = Names.of(network.name)
+    for set_, pairs in ((names.known, delta.known), (names.elsewhere, delta.elsewhere)):
+        yield from _moved(set_, pairs, pack_client)
+    yield from _moved(names.places, delta.places, pack_place)
+    if not network.zone:
+        for address in delta.known.keys() | delta.elsewhere.keys() | delta.places.keys():
+            yield ElementChange(SETTLED, address.packed, deleted=False, data=b"")
+
+
+def _moved(
+    set_: str, changes: Mapping[IPv4Address, Change[V]], pack: Callable[[IPv4Address, V], bytes]
+) -> Iterator[ElementChange]:
+    """Elements of which a change concerns the key: one goes, another comes."""
+    for address, change in changes.items():
+        if change.old is not None:
+            yield ElementChange(set_, pack(address, change.old), deleted=True, data=None)
+        if change.new is not None:
+            yield ElementChange(set_, pack(address, change.new), deleted=False, data=b"")
+
+
+def _begun(domain: Domain, deltas: Mapping[NetworkName, NetworkDelta]) -> list[Message]:
+    """Requests that begin the time of those who have just arrived, or left."""
+    messages: list[Message] = []
+    left: list[bytes] = []
+    for name, delta in deltas.items():
+        arrived = [address.packed for address, client in delta.known.items() if client.new]
+        messages += renewal(domain.table, Names.of(name).arrived, arrived)
+        if not domain.network_by_name[name].zone:
+            left += [a.packed for a, client in delta.known.items() if not client.new]
+    return [*messages, *renewal(domain.table, LEFT, left)]
+
+
+def _sessions(
     names: Names, delta: NetworkDelta, data: Mapping[ApId, bytes]
 ) -> Iterator[ElementChange]:
     for flow, anchor in delta.flows.items():
@@ -327,12 +384,3 @@ def _changes(
     for uplink, source in delta.sources.items():
         new = None if source.new is None else pack_data(source.new.packed)
         yield ElementChange(names.sources, interface_name(uplink), source.old is not None, new)
-    for address, client in delta.known.items():
-        if client.old is not None:
-            yield ElementChange(
-                names.known, pack_client(address, client.old), deleted=True, data=None
-            )
-        if client.new is not None:
-            yield ElementChange(
-                names.known, pack_client(address, client.new), deleted=False, data=b""
-            )
