@@ -9,6 +9,11 @@ report on a flow in a batch is the truth. Unconfirmed entries are never reported
 An entry reports its end only if events were wanted when it was made. With the sysctl
 net.netfilter.nf_conntrack_events at 1 they always are; with 2, its default, only while somebody
 listens, so that flows from before our start, or from while we were down, would end in silence.
+
+In a network with takeover we also listen to updates, for the one that says that a flow is
+established. Our nftables rules keep the kernel from sending the others (`forwarding.forward`), and
+a filter keeps away those of other networks. A dying entry is not updated
+(nf_ct_deliver_cached_events(), nf_conntrack_ecache.c), so that none comes after the end.
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ from typing import NamedTuple
 from apagent.core.domain import Network
 from apagent.core.events import FlowsChanged
 from apagent.core.model import (
+    ESTABLISHED,
     ICMP,
     TCP,
     TRANSLATION,
@@ -35,9 +41,17 @@ from apagent.core.model import (
 )
 from apagent.errors import EventsLost, KernelFault
 from apagent.kernel import adoption
+from apagent.kernel.conntrack_filter import updates_of
 from apagent.kernel.port_flows import Changes, PortFlowReader
 from apagent.kernel.receive import BatchReceiver
-from apagent.kernel.wire import NLM_F_DUMP, Message, Netlink, attribute, attributes, split
+from apagent.kernel.wire import (
+    NLM_F_DUMP,
+    Message,
+    Netlink,
+    attribute,
+    attributes,
+    split,
+)
 
 BATCHES_PER_READ, EVENTS_PER_BATCH = 128, 128
 """Bounds one `read` to some tenths of a second, so that the event loop breathes."""
@@ -45,8 +59,8 @@ WANTED_BUFFER = 8 << 20
 """Bytes of socket buffer for events, room for some ten thousand."""
 
 _NETLINK_NETFILTER = 12
-_GROUP_NEW, _GROUP_DESTROY = 1, 3
-"""NFNLGRP_CONNTRACK_NEW and _DESTROY (linux/netfilter/nfnetlink.h)."""
+_GROUP_NEW, _GROUP_UPDATE, _GROUP_DESTROY = 1, 2, 3
+"""NFNLGRP_CONNTRACK_NEW, _UPDATE and _DESTROY (linux/netfilter/nfnetlink.h)."""
 _CTNETLINK = 1 << 8
 _GET, _DELETE = _CTNETLINK | 1, _CTNETLINK | 2
 """IPCTNL_MSG_CT_GET and _DELETE."""
@@ -65,8 +79,10 @@ _ATTRIBUTE = struct.Struct("=HH")
 _IPV4_SIZE = 4
 _ECHO_REQUEST = b"\x08"
 _NO_PORT = b"\0\0"
-_JUST_OPENED = bytes(5)
-"""Generation and flags: under which claim a flow was opened, the engine knows, not the kernel."""
+_UNKNOWN_GENERATION = bytes(4)
+"""Under which claim a flow was opened, the engine knows, not the kernel."""
+_STATUS, _ASSURED = 3, 0x04
+"""CTA_STATUS; IPS_ASSURED (linux/netfilter/nf_conntrack_common.h)."""
 
 _ICMP_NUMBER = bytes([ICMP])
 _PORT_PROTOCOLS = {bytes([TCP]), bytes([UDP])}
@@ -150,10 +166,11 @@ class FlowParser:
     The flow's key is what the client sends.
     """
 
-    def __init__(self, networks: Iterable[Network]) -> None:
+    def __init__(self, networks: Sequence[Network]) -> None:
         self._prefixes = [
             (n.zone, int(n.prefix.network_address), int(n.prefix.netmask), n.name) for n in networks
         ]
+        self._with_status = {n.name for n in networks if n.takeover}
 
     def parse(self, body: bytes) -> OurFlow | None:
         """The flow in a message (without netlink header); None: it isn't one of ours."""
@@ -168,7 +185,9 @@ class FlowParser:
         if network is None or (nat == client and nat_port == client_port):
             return None
         key = client + remote + protocol + client_port + remote_port
-        return OurFlow(network, FlowKey(key), Nat(nat + nat_port + _JUST_OPENED))
+        established = network in self._with_status and is_assured(body)
+        flags = bytes([ESTABLISHED if established else 0])
+        return OurFlow(network, FlowKey(key), Nat(nat + nat_port + _UNKNOWN_GENERATION + flags))
 
     def _network_of(self, client: bytes, zone: int) -> NetworkName | None:
         address = int.from_bytes(client, "big")
@@ -222,6 +241,12 @@ def any_tuples(body: bytes) -> _Tuples | None:
     )
 
 
+def is_assured(body: bytes) -> bool:
+    """Whether the entry has seen packets of both directions."""
+    status = dict(attributes(body, len(_NFGEN_IPV4))).get(_STATUS, b"\0")
+    return bool(status[-1] & _ASSURED)
+
+
 def _parts(payload: bytes) -> tuple[dict[int, bytes], dict[int, bytes]]:
     """A tuple's addresses and its protocol's fields."""
     parts = dict(attributes(payload))
@@ -268,8 +293,13 @@ class LinuxFlowMonitor:
         self._received = BatchReceiver(EVENTS_PER_BATCH, _EVENT_SIZE)
         self._requests = Netlink(_NETLINK_NETFILTER)
         self._collector = Netlink(_NETLINK_NETFILTER)
+        watched = [network.prefix for network in networks if network.takeover]
+        groups = (_GROUP_NEW, _GROUP_UPDATE, _GROUP_DESTROY)
         self._events = Netlink(
-            _NETLINK_NETFILTER, groups=(_GROUP_NEW, _GROUP_DESTROY), buffer=WANTED_BUFFER
+            _NETLINK_NETFILTER,
+            groups if watched else (_GROUP_NEW, _GROUP_DESTROY),
+            WANTED_BUFFER,
+            updates_of(watched) if watched else b"",
         )
 
     def fileno(self) -> int:

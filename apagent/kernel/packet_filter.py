@@ -17,13 +17,14 @@ _INSTRUCTION = struct.Struct("=HBBI")
 _PROGRAM = struct.Struct("@HP")
 _WORD, _HALF, _BYTE = 0x20, 0x28, 0x30
 """BPF_LD | BPF_ABS, of 4, 2 and 1 bytes."""
+_AND = 0x54
 _JUMP_IF_EQUAL, _JUMP_IF_SET = 0x15, 0x45
 _RETURN = 0x06
 _WHOLE_PACKET = 0xFFFFFFFF
 
 
 class Step(NamedTuple):
-    """A load, or (if it leads anywhere) a test of what was loaded last.
+    """A load, a change of what was loaded, or (if it leads anywhere) a test of it.
 
     `then` and `otherwise` name labels; empty: the next step.
     """
@@ -47,6 +48,11 @@ def load_half(offset: int) -> Step:
 def load_byte(offset: int) -> Step:
     """Load a byte."""
     return Step(_BYTE, offset)
+
+
+def masked(mask: int) -> Step:
+    """Leave of the loaded value only the bits of `mask`."""
+    return Step(_AND, mask)
 
 
 def equals(value: int, then: str, otherwise: str = "") -> Step:

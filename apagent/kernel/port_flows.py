@@ -1,11 +1,11 @@
 """Conntrack events of TCP and UDP, read at fixed offsets: the hottest loop of an anchor.
 
 The kernel lays these messages out the same way every time: netlink header, nfgenmsg, the tuple of
-the original direction, that of the reply. All that has to be right for a message to be read like
-this (kind of message, headers of all attributes, the client's prefix, TCP or UDP) is compared at
-once: the bytes, as one number, under a mask, must be a number that was prepared. What is different
-in any way is left to the reader of general messages (`apagent.kernel.conntrack`), which gives the
-same result, only later.
+the original direction, that of the reply, the entry's id, its status. All that has to be right for
+a message to be read like this (kind of message, headers of all attributes, the client's prefix, TCP
+or UDP) is compared at once: the bytes, as one number, under a mask, must be a number that was
+prepared. What is different in any way is left to the reader of general messages
+(`apagent.kernel.conntrack`), which gives the same result, only later.
 """
 
 from __future__ import annotations
@@ -15,27 +15,39 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import count, product
 
 from apagent.core.domain import Network
-from apagent.core.model import TCP, UDP, FlowKey, Nat, NetworkName
+from apagent.core.model import ESTABLISHED, TCP, UDP, FlowKey, Nat, NetworkName
 
 Changes = dict[FlowKey, Nat | None]
 
 _NEW, _DELETE = 1 << 8, 1 << 8 | 2
 """IPCTNL_MSG_CT_NEW and _DELETE of the subsystem ctnetlink (nfnetlink_conntrack.h)."""
 _NESTED = 0x8000
-_JUST_OPENED = bytes(5)
-"""Generation and flags, which the kernel doesn't know."""
+_ASSURED = 0x04
+"""IPS_ASSURED (nf_conntrack_common.h)."""
+_UNKNOWN_GENERATION = bytes(4)
+_TAILS = {
+    True: tuple(
+        _UNKNOWN_GENERATION + bytes([ESTABLISHED if status & _ASSURED else 0])
+        for status in range(256)
+    ),
+    False: (_UNKNOWN_GENERATION + b"\0",) * 256,
+}
+"""Whether a network's sessions say so much -> by low byte of the status: how a `Nat` ends."""
 
-_START, _END = 4, 124
-"""From the message's type to the end of the second tuple; nlmsg_len stands before."""
+_START, _TUPLES_END, _STATUS_AT = 4, 124, 136
+"""From the message's type to the value of the status; nlmsg_len stands before."""
+_SIZE = _STATUS_AT + 4
 _SOURCE_AT = 32
-_FIELDS = "=I28x 4s 4x 4s 8x 1s 7x 2s 6x 2s 22x 4s 24x 2s 2x"
-"""nlmsg_len; client, remote, protocol, their ports; destination and its port of the reply."""
+_FIELDS = "=I28x 4s 4x 4s 8x 1s 7x 2s 6x 2s 22x 4s 24x 2s 2x 15x B"
+"""nlmsg_len; client, remote, protocol, their ports; destination and its port of the reply; status.
+"""
 
 
 def _layout(type_: int, source: int, protocol: int) -> bytes:
     """A message from its type on, all that isn't compared zero."""
     head = struct.pack("=H10x4s", type_, b"\x02\0\0\0")  # nlmsg_type; nfgenmsg: AF_INET, version 0
-    return head + _tuple(1, source, protocol) + _tuple(2, 0, protocol)
+    id_and_status = struct.pack("=HH4xHH", 8, 12, 8, 3)
+    return head + _tuple(1, source, protocol) + _tuple(2, 0, protocol) + id_and_status
 
 
 def _tuple(number: int, source: int, protocol: int) -> bytes:
@@ -45,9 +57,9 @@ def _tuple(number: int, source: int, protocol: int) -> bytes:
     return struct.pack("=HH", 52, number | _NESTED) + addresses + ports
 
 
-def _mask(netmask: int) -> int:
+def _mask(netmask: int, *, with_status: bool) -> int:
     """Ones where a message is compared."""
-    mask = bytearray(b"\xff" * (_END - _START))
+    mask = bytearray(b"\xff" * (_STATUS_AT - _START))
     ignored = (
         (6, 16),  # flags, sequence number, port id
         (18, 20),  # resource id: of the namespace's generation, in some kernels
@@ -58,6 +70,8 @@ def _mask(netmask: int) -> int:
         (92, 96),
         (112, 116),
         (120, 124),
+        (_TUPLES_END + 4 if with_status else _TUPLES_END, _STATUS_AT - 4),
+        (_STATUS_AT if with_status else _STATUS_AT - 4, _STATUS_AT),
     )
     for start, end in ignored:
         mask[start - _START : end - _START] = bytes(end - start)
@@ -72,22 +86,25 @@ class PortFlowReader:
     """
 
     def __init__(self, networks: Iterable[Network], size: int) -> None:
-        rest = size - _END
         self._size = size
-        self._compared = struct.Struct(f"={_START}x {_END - _START}s {rest}x").iter_unpack
-        self._fields = struct.Struct(f"{_FIELDS} {rest}x").iter_unpack
-        self._known: dict[int, dict[int, tuple[NetworkName, bool]]] = {}
-        """Mask -> what may be under it -> the network, and whether the flow has ended."""
+        compared = f"={_START}x {_STATUS_AT - _START}s {size - _STATUS_AT}x"
+        self._compared = struct.Struct(compared).iter_unpack
+        self._fields = struct.Struct(f"{_FIELDS} {size - _SIZE}x").iter_unpack
+        self._known: dict[int, dict[int, tuple[NetworkName, bool, tuple[bytes, ...]]]] = {}
+        """Mask -> what may be under it -> the network, whether the flow has ended, and how its
+        `Nat` ends."""
         for network in networks:
             if not network.zone:
                 self._add(network)
 
     def _add(self, network: Network) -> None:
         prefix = network.prefix
-        known = self._known.setdefault(_mask(int(prefix.netmask)), {})
+        mask = _mask(int(prefix.netmask), with_status=network.takeover)
+        known = self._known.setdefault(mask, {})
         for type_, protocol in product((_NEW, _DELETE), (TCP, UDP)):
             layout = _layout(type_, int(prefix.network_address), protocol)
-            known[int.from_bytes(layout, "big")] = network.name, type_ == _DELETE
+            said = int.from_bytes(layout, "big") & mask
+            known[said] = network.name, type_ == _DELETE, _TAILS[network.takeover]
 
     def read(
         self,
@@ -105,7 +122,7 @@ class PortFlowReader:
         used = memoryview(buffer)[: len(lengths) * self._size]
         datagrams = zip(count(), lengths, self._compared(used), self._fields(used), strict=False)
         for number, length, (compared,), fields in datagrams:
-            said, client, remote, protocol, port, remote_port, nat, nat_port = fields
+            said, client, remote, protocol, port, remote_port, nat, nat_port, status = fields
             bits = to_number(compared, "big")
             for mask, kinds in known:
                 kind = kinds.get(bits & mask)
@@ -117,7 +134,7 @@ class PortFlowReader:
                 start = number * self._size
                 read_other(bytes(used[start : start + length]))
             elif nat != client or nat_port != port:
-                network, ended = kind
+                network, ended, tails = kind
                 changes[network][client + remote + protocol + port + remote_port] = (
-                    None if ended else nat + nat_port + _JUST_OPENED
+                    None if ended else nat + nat_port + tails[status]
                 )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from apagent.core.model import ICMP, TCP, UDP, Flow, FlowKey, Nat, Translation
 from tests.contract.conftest import CLONE_NEWNET, _enter, run
@@ -109,6 +109,8 @@ class Router:
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
         self._client, self._server = namespace(stack), namespace(stack)
+        self._connections: dict[FlowKey, socket.socket] = {}
+        self._senders: dict[FlowKey, tuple[socket.socket, socket.socket, Any]] = {}
         setup = _ROUTER.format(client=self._client, server=self._server)
         run("ip", "-batch", "-", stdin=setup)
         run_inside(self._client, "ip", "-batch", "-", stdin=_CLIENT)
@@ -132,12 +134,28 @@ class Router:
         if protocol == TCP:
             connection = self._socket(self._client, socket.SOCK_STREAM, client, port)
             connection.connect((str(server), 80))
-            return Flow(TCP, client, port, server, 80).key
+            flow = Flow(TCP, client, port, server, 80).key
+            self._connections[flow] = connection
+            return flow
         sender = self._socket(self._client, socket.SOCK_DGRAM, client, port)
         sender.sendto(b"hello", (str(server), 53))
+        flow = Flow(UDP, client, port, server, 53).key
         if server in self._receivers:
-            self._receivers[server].recv(100)
-        return Flow(UDP, client, port, server, 53).key
+            _, seen = self._receivers[server].recvfrom(100)
+            self._senders[flow] = sender, self._receivers[server], seen
+        return flow
+
+    def answer(self, flow: FlowKey) -> None:
+        """Let the server send a datagram of a flow, and the client one more."""
+        client, server, seen = self._senders[flow]
+        server.sendto(b"hello", seen)
+        client.recv(100)
+        client.sendto(b"hello", server.getsockname())
+        server.recv(100)
+
+    def hang_up(self, flow: FlowKey) -> None:
+        """Let the client close its end of a connection."""
+        self._connections[flow].shutdown(socket.SHUT_WR)
 
     def call(self, port: int) -> FlowKey:
         """Let the server send the first packet of a flow, by the forwarded port."""

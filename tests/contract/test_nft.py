@@ -240,6 +240,9 @@ def test_with_takeover_the_source_of_new_flows_is_looked_up(table: NftTable) -> 
         'oifname "wan" ip saddr 10.77.0.0/16 masquerade',
     ]
     assert 'elements = { "wan" : 203.0.113.21 }' in ruleset()
+    for address in ("saddr", "daddr"):
+        rule = f"ct state new ip {address} 10.77.0.0/16 ct event set new,destroy,assured"
+        assert rule in chain("forward")
     listed = loadable(ruleset())
     again = run("unshare", "--net", "sh", "-c", "nft -f - && nft list ruleset", stdin=listed)
     assert without_time(again) == without_time(listed)

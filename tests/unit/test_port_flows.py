@@ -10,16 +10,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apagent.core.domain import Network
-from apagent.core.model import FlowKey, Nat, NetworkName
+from apagent.core.model import FlowKey, Nat, NetworkName, Translation
 from apagent.kernel.conntrack import FlowParser
 from apagent.kernel.port_flows import Changes, PortFlowReader
 from apagent.kernel.wire import HEADER, split
-from tests.domains import LAN, lan
-from tests.unit.test_conntrack_parse import ECHO_NEW, RECORDED, TCP_DESTROY, TCP_NEW, UDP_NEW
+from tests.domains import LAN, lan, takeover
+from tests.unit.test_conntrack_parse import (
+    ECHO_NEW,
+    RECORDED,
+    TCP_DESTROY,
+    TCP_NEW,
+    UDP_NEW,
+    patched,
+)
 
 SIZE = 1024
 NEW, DELETE = 0x100, 0x102
 NETWORKS = (lan(), lan("zoo", "10.79.0.0/17", 79))
+WITH_TAKEOVER = (takeover(), NETWORKS[1])
+TCP_ESTABLISHED = patched(TCP_NEW, (TCP_NEW.index(b"\x01\x98"), b"\x01\x9e"))
+"""The status with the bits for a reply and for both directions."""
 
 
 def datagram(type_: int, body: bytes) -> bytes:
@@ -40,22 +50,46 @@ def read(
     return changes, left
 
 
-def by_the_general_parser(one: bytes) -> dict[NetworkName, dict[FlowKey, Nat | None]]:
-    changes: dict[NetworkName, Changes] = {network.name: {} for network in NETWORKS}
+def by_the_general_parser(
+    one: bytes, networks: tuple[Network, ...] = NETWORKS
+) -> dict[NetworkName, dict[FlowKey, Nat | None]]:
+    changes: dict[NetworkName, Changes] = {network.name: {} for network in networks}
     for type_, _, _, body in split(one):
-        flow = FlowParser(NETWORKS).parse(body)
+        flow = FlowParser(networks).parse(body)
         if flow is not None:
             changes[flow.network][flow.key] = None if type_ == DELETE else flow.nat
     return changes
 
 
+@pytest.mark.parametrize("networks", [NETWORKS, WITH_TAKEOVER])
 @pytest.mark.parametrize(("type_", "body"), [(NEW, TCP_NEW), (DELETE, TCP_DESTROY), (NEW, UDP_NEW)])
-def test_what_a_kernel_sends_for_tcp_and_udp_is_not_left(type_: int, body: bytes) -> None:
+def test_what_a_kernel_sends_for_tcp_and_udp_is_not_left(
+    type_: int, body: bytes, networks: tuple[Network, ...]
+) -> None:
     one = datagram(type_, body)
-    changes, left = read([one])
+    changes, left = read([one], networks)
     assert left == []
-    assert changes == by_the_general_parser(one)
+    assert changes == by_the_general_parser(one, networks)
     assert len(changes[LAN]) == 1
+
+
+@pytest.mark.parametrize(
+    ("networks", "body", "established"),
+    [
+        (WITH_TAKEOVER, TCP_ESTABLISHED, True),
+        (WITH_TAKEOVER, TCP_NEW, False),
+        (NETWORKS, TCP_ESTABLISHED, False),
+    ],
+)
+def test_with_takeover_a_session_says_whether_it_is_established(
+    networks: tuple[Network, ...], body: bytes, established: bool
+) -> None:
+    changes, left = read([datagram(NEW, body)], networks)
+    assert left == []
+    [nat] = changes[LAN].values()
+    assert nat is not None
+    assert Translation.of(nat).established == established
+    assert changes == by_the_general_parser(datagram(NEW, body), networks)
 
 
 def test_an_echo_is_left_at_its_turn() -> None:
@@ -84,14 +118,19 @@ patches = st.lists(st.tuples(st.integers(0, 160), st.binary(min_size=1, max_size
     type_=st.sampled_from([NEW, DELETE, 0x101]),
     patched=patches,
     cut=st.one_of(st.none(), st.integers(0, 200)),
+    networks=st.sampled_from([NETWORKS, WITH_TAKEOVER]),
 )
 def test_whatever_is_not_left_is_read_as_the_general_parser_reads_it(
-    body: bytes, type_: int, patched: list[tuple[int, bytes]], cut: int | None
+    body: bytes,
+    type_: int,
+    patched: list[tuple[int, bytes]],
+    cut: int | None,
+    networks: tuple[Network, ...],
 ) -> None:
     one = bytearray(datagram(type_, body))
     for offset, new in patched:
         one[offset : offset + len(new)] = new
     data = bytes(one[:cut])
-    changes, left = read([data])
+    changes, left = read([data], networks)
     if not left:
-        assert changes == by_the_general_parser(data)
+        assert changes == by_the_general_parser(data, networks)

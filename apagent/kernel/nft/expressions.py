@@ -40,7 +40,9 @@ _META_IIFTYPE, _META_NFPROTO, _META_L4PROTO = 8, 15, 16
 _ARPHRD_ETHER = 1
 _NFPROTO_IPV4 = 2
 _TCP = 6
-_CT_STATE, _CT_STATE_INVALID, _CT_STATE_NEW, _CT_ZONE = 0, 0x01, 0x08, 17
+_CT_STATE, _CT_STATE_INVALID, _CT_STATE_NEW, _CT_ZONE, _CT_EVENT_MASK = 0, 0x01, 0x08, 17, 18
+_EVENTS = 1 << 0 | 1 << 2 | 1 << 4
+"""IPCT_NEW, _DESTROY and _ASSURED (linux/netfilter/nf_conntrack_common.h)."""
 _ORIGINAL = 0
 _EXTHDR_TCPOPT = 1
 _LIMIT_PACKETS = 0
@@ -240,6 +242,14 @@ def set_original_zone(zone: int) -> Expressions:
     return (
         _immediate(struct.pack("=H", zone)),
         _expression("ct", ("KEY", _CT_ZONE), ("DIRECTION", _ORIGINAL), ("SREG", _register(0))),
+    )
+
+
+def set_events() -> Expressions:
+    """`ct event set new,destroy,assured`: what conntrack reports of the flow, to anybody."""
+    return (
+        _immediate(_U32.pack(_EVENTS)),
+        _expression("ct", ("KEY", _CT_EVENT_MASK), ("SREG", _register(0))),
     )
 
 

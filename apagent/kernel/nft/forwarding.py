@@ -68,11 +68,21 @@ def forward(domain: Domain) -> Chain:
                 for kind in strays
             ),
             (*leaving(network), *unsynced, *e.drop()),
+            *(_reported(network) if network.takeover else ()),
             *_following(domain.device(network)),
             *_crossing(domain, network),
             *(_isolation(domain, network) if network.isolate_clients else ()),
         ]
     return Chain("forward", tuple(rules), Hook("filter", FORWARD, MANGLE))
+
+
+def _reported(network: Network) -> Iterator[Expressions]:
+    """Of a flow that another AP may continue, conntrack reports when it is established.
+
+    Who listens to that hears of every change of every connection else, five or so a flow.
+    """
+    yield (*e.ct_state_new(), *source_in(network.prefix), *e.set_events())
+    yield (*e.ct_state_new(), *destination_in(network.prefix), *e.set_events())
 
 
 def stray(network: Network) -> Chain:
