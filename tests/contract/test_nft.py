@@ -155,12 +155,10 @@ def test_rules_read_as_they_are_meant(table: NftTable) -> None:
         "meta priority set none",
     ]
     assert chain("to_client") == [
-        "meta priority set ip daddr map @learned",
-        "meta priority vmap @ways",
+        "meta priority set ip daddr map @learned meta priority vmap @ways",
     ]
     assert chain("answer") == [
-        "meta priority set ip daddr map @learned",
-        "meta priority 6170:0 jump here_way",
+        "meta priority set ip daddr map @learned meta priority 6170:0 jump here_way",
     ]
     assert chain("here_way") == [
         "ip daddr @settled return",

@@ -101,13 +101,14 @@ def to_clients(domain: Domain) -> list[Chain]:
     networks = [network for network in domain.networks if not network.zone]
     learned = (*e.destination_address(), *e.priority_from(LEARNED))
     here = (*e.priority_is(anchor_value(HERE)), *e.jump(_WAY_HERE))
+    # Each is one rule, which ends at once where nothing is learned, that is nearly always.
 
     def entrance(chain: str) -> Iterator[Expressions]:
         return ((*destination_in(network.prefix), *e.jump(chain)) for network in networks)
 
     return [
-        Chain(_TO_CLIENT, (learned, e.priority_verdict(WAYS))),
-        Chain(_ANSWER, (learned, here)),
+        Chain(_TO_CLIENT, ((*learned, *e.priority_verdict(WAYS)),)),
+        Chain(_ANSWER, ((*learned, *here),)),
         Chain(
             "learned_ways",
             tuple(entrance(_TO_CLIENT)),
