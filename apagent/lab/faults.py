@@ -6,6 +6,7 @@ their cables, and in the bridges between them.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from enum import StrEnum
 
@@ -37,6 +38,7 @@ class Faults:
         self._lab = lab
         self._cut: set[tuple[str, str, Way]] = set()
         self._off: set[str] = set()
+        self._blocked: set[str] = set()
 
     @property
     def off(self) -> frozenset[str]:
@@ -45,13 +47,18 @@ class Faults:
 
     # --- power
 
-    def power_off(self, ap: str) -> None:
-        """An AP loses its power: agent, cables and radio are gone in the same moment."""
+    def power_off(self, ap: str) -> int:
+        """An AP loses its power: agent, cables and radio are gone in the same moment.
+
+        Returns that moment (CLOCK_MONOTONIC, ns).
+        """
         self._off.add(ap)
+        died_ns = time.monotonic_ns()
         self._plug([*self._cables(ap)], up=False)
         if self._lab.agents.process(ap) is not None:
             self._lab.kill_agent(ap)
         self._forget(ap)
+        return died_ns
 
     def power_on(self, ap: str, *, wait: bool = True) -> None:
         """It boots: its kernel knows nothing of what was; its agent starts."""
@@ -71,6 +78,16 @@ class Faults:
     def plug_uplink(self, ap: str) -> None:
         """Plug it in again."""
         self._plug([(INTERNET, ap)], up=True)
+
+    def block_uplink(self, ap: str) -> None:
+        """Let nothing pass between an AP's uplink and its segment; the carrier stays."""
+        self._blocked.add(ap)
+        self._block()
+
+    def unblock_uplink(self, ap: str) -> None:
+        """Let everything pass again."""
+        self._blocked.discard(ap)
+        self._block()
 
     def unplug_backhaul(self, ap: str) -> None:
         """Pull the cable between an AP and the others."""
@@ -107,14 +124,19 @@ class Faults:
     # --- how
 
     def _filter(self) -> None:
-        table = f"table bridge {_TABLE}"
         drops = [
             f'iifname "{self._backhaul(sender)}" oifname "{self._backhaul(receiver)}" {way} drop'
             for sender, receiver, way in sorted(self._cut)
         ]
-        head = f"{table} {{ chain f {{ type filter hook forward priority 0"
-        ruleset = "; ".join([table, f"delete {table}", head, *drops]) + "; }; }"
-        self._lab.run(FABRIC, ["nft", ruleset])
+        self._lab.run(FABRIC, ["nft", _replacing([_chain("forward", drops)])])
+
+    def _block(self) -> None:
+        drops = [f'{side}ifname "{ap}" drop' for ap in sorted(self._blocked) for side in "io"]
+        chains = [
+            _chain(hook, [rule for rule in drops if hook == "forward" or rule[0] == hook[0]])
+            for hook in ("input", "output", "forward")
+        ]
+        self._lab.run(INTERNET, ["nft", _replacing(chains)])
 
     def _backhaul(self, ap: str) -> str:
         return "bh" + ap.removeprefix("ap")
@@ -143,3 +165,15 @@ class Faults:
             self._lab.run(
                 ap, ["bridge", "fdb", "flush", "dev", network.client_interface], check=False
             )
+
+
+def _chain(hook: str, rules: Iterable[str]) -> str:
+    """A chain of a bridge, as text for nft."""
+    body = "; ".join([f"type filter hook {hook} priority 0", *rules])
+    return f"chain {hook} {{ {body}; }};"
+
+
+def _replacing(chains: Iterable[str]) -> str:
+    """Text for nft that replaces our table by one of these chains."""
+    table = f"table bridge {_TABLE}"
+    return f"{table}; delete {table}; {table} {{ {' '.join(chains)} }}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -21,6 +22,8 @@ pytestmark = pytest.mark.netns
 START_S, END_S = 10.0, 40.0
 CLIENT = "client1"
 NOTE = Callable[[str, object], None]
+NOTICE_MS = 1500
+"""It takes 0.4 to 0.5 s; the machine may be busy."""
 SUCCESSION_S = 3.0
 """Far above what a succession takes here (under a second): the machine may be busy."""
 
@@ -104,8 +107,7 @@ def test_flows_survive_the_death_of_their_anchor(
         made.roam(CLIENT, "ap2")
         served_by(made, CLIENT, "ap2")
         agreed(made)
-        died_ns = time.monotonic_ns()
-        Faults(made).power_off("ap1")
+        died_ns = Faults(made).power_off("ap1")
         assert heir(made, "ap1") == successor
         taken_ns = time.monotonic_ns()
         back_ns = eventually(lambda: _arrival_after(flows.download, taken_ns), 10)
@@ -259,6 +261,62 @@ def test_a_split_brain_ends_with_one_owner_that_answers(lab: MakeLab) -> None:
         assert holders(made, "ap1") == ["ap2"]
         whole_download(flows)
         assert flows.lines.result(END_S)["completed"]
+
+
+def test_a_split_brain_with_two_owners_ends_as_soon_as_they_hear_each_other(
+    lab: MakeLab,
+) -> None:
+    made = domain(lab, "ap2")
+    faults = Faults(made)
+    # ap1 is alone on its side of both networks, and sees no reason to doubt its uplink.
+    faults.block_uplink("ap1")
+    faults.isolate("ap1", Way.BACKHAUL)
+    becomes(lambda: holders(made, "ap1"), ["ap1", "ap2"])
+    # The segment comes back, the control network doesn't.
+    faults.unblock_uplink("ap1")
+    becomes(lambda: holders(made, "ap1"), ["ap2"])
+    faults.heal()
+    becomes(lambda: _peer(made, "ap1", "ap2", "state"), "in-sync", 20)
+    assert holders(made, "ap1") == ["ap2"]
+
+
+def test_an_uplink_that_leads_nowhere_counts_as_dead_where_hosts_are_probed(lab: MakeLab) -> None:
+    probes = 'uplink_probes = ["203.0.113.1"]\n'
+    made = lab(aps=3, clients=1, takeover=True, options={"ap1": probes + 'successor = "ap3"\n'})
+    faults = Faults(made)
+    with traffic(made) as flows:
+        assert flows.download.wait_for("connected", START_S)["address"] == nat(made, "ap1")
+        faults.block_uplink("ap1")
+        eventually(lambda: [o for o in holders(made, "ap1") if o != "ap1"], 8.0)
+        whole_download(flows)
+        assert flows.lines.result(END_S)["completed"]
+        (anchor,) = ask(made, "ap1", "status")["anchors"]
+        assert anchor["mode"] == "no-uplink"
+        assert "203.0.113.1" in anchor["trouble"]
+        faults.unblock_uplink("ap1")
+        becomes(lambda: ask(made, "ap1", "status")["anchors"][0]["mode"], "active", 10)
+
+
+def test_a_dead_anchor_is_noticed_and_shown(lab: MakeLab, record_property: NOTE) -> None:
+    made = lab(aps=3, clients=0)
+    faults = Faults(made)
+    assert _peer(made, "ap2", "ap1", "tunnel") == "alive"
+    made.kill_agent("ap1")
+    time.sleep(1.5)
+    assert _peer(made, "ap2", "ap1", "tunnel") == "alive"  # its kernel forwards
+    with ThreadPoolExecutor(1) as watcher:
+        dead = watcher.submit(_when_dead, made)
+        died_ns = faults.power_off("ap1")
+        noticed_ms = (dead.result() - died_ns) / 1e6
+    record_property("noticed_after_ms", round(noticed_ms))
+    assert noticed_ms < NOTICE_MS
+    faults.power_on("ap1")
+    becomes(lambda: _peer(made, "ap2", "ap1", "tunnel"), "alive")
+
+
+def _when_dead(lab: Lab) -> int:
+    becomes(lambda: _peer(lab, "ap2", "ap1", "tunnel"), "dead")
+    return time.monotonic_ns()
 
 
 def _peer(lab: Lab, ap: str, peer: str, field: str) -> object:
