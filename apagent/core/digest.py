@@ -21,7 +21,15 @@ from hashlib import blake2b
 from typing import NamedTuple
 from zlib import crc32
 
-from apagent.core.model import GENERATION, STATE, TRANSLATION, FlowKey, Nat, NetworkName
+from apagent.core.model import (
+    GENERATION,
+    STATE,
+    TRANSLATION,
+    UNKNOWN_NAT,
+    FlowKey,
+    Nat,
+    NetworkName,
+)
 
 BUCKETS = 4096
 """Buckets of a table, a power of two. By folding, it also has any smaller power of two of them."""
@@ -54,13 +62,14 @@ class TableDigest:
         """Note that the translation of a flow was `old` and is `new`; None: it has no session."""
         bucket = crc32(key) & (BUCKETS - 1)
         if old is not None:
-            session, generation = _hashes(key, old)
+            session, factor = _hashes(key, old)
             self._sessions[bucket] -= session
-            self._generations[bucket] -= generation
+            self._generations[bucket] -= factor * int.from_bytes(old[GENERATION], "big")
         if new is not None:
-            session, generation = _hashes(key, new)
+            if old is None or old[TRANSLATION] != new[TRANSLATION] or old[STATE:] != new[STATE:]:
+                session, factor = _hashes(key, new)
             self._sessions[bucket] += session
-            self._generations[bucket] += generation
+            self._generations[bucket] += factor * int.from_bytes(new[GENERATION], "big")
 
     def folded(self, count: int) -> tuple[list[int], list[int]]:
         """Sums of hashes and of generations, for `count` buckets (a power of two)."""
@@ -122,10 +131,15 @@ def digest_of(sessions: Iterable[tuple[FlowKey, Nat]]) -> TableDigest:
 
 
 def _hashes(key: FlowKey, nat: Nat) -> tuple[int, int]:
-    """The session without its generation, and the generation times a number of the session's."""
+    """Two numbers for a session, whatever its generation, which is to be multiplied by the second.
+
+    An adopted session equals nothing that an anchor says, so a cheap number will do: there are many
+    of them at a start, and most go at once.
+    """
+    if nat == UNKNOWN_NAT:
+        return crc32(key) + 1, 0
     timeless = key + nat[TRANSLATION] + nat[STATE:]
-    session, factor = _HALVES(blake2b(timeless, digest_size=_HASH_SIZE).digest())
-    return session, factor * int.from_bytes(nat[GENERATION], "big")
+    return _HALVES(blake2b(timeless, digest_size=_HASH_SIZE).digest())
 
 
 def _fold(sums: Sequence[int], count: int) -> list[int]:

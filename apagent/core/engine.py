@@ -58,6 +58,7 @@ from apagent.core.events import (
 from apagent.core.model import (
     MAX_GENERATION,
     TRANSLATION,
+    UNKNOWN_NAT,
     ApId,
     Claim,
     FlowKey,
@@ -72,7 +73,7 @@ from apagent.core.model import (
     standing_of,
 )
 from apagent.core.roam import Verdict, judge
-from apagent.core.session_tables import UNKNOWN_NAT, SessionTables
+from apagent.core.session_tables import SessionTables
 
 MAX_ADDRESSES = 16
 """IPv4 addresses per client; beyond that the lowest are dropped for a new one."""
@@ -143,6 +144,14 @@ class Engine:
             for name in self.sessions
         }
         return {name: delta for name, delta in deltas.items() if delta}
+
+    def drop_deltas(self) -> None:
+        """Take no account of what has changed so far: the kernel is brought to `wanted` instead."""
+        for name, tables in self.sessions.items():
+            tables.touched_flows.clear()
+            tables.touched_sockets.clear()
+            self.clients[name].touched.clear()
+            self.anchoring.drain_states(name)
 
     def wanted(self, *, session_maps: bool = True) -> dict[NetworkName, NetworkState]:
         """What the kernel should hold, by network; flows and sockets only with `session_maps`."""
@@ -435,6 +444,8 @@ class Engine:
         client for certain may be some peer's: it yields to whoever has it too.
         """
         own, clients = self.sessions[network].table(self.me), self.clients[network]
+        if not (own or self._flows_listed):
+            return {key: nat and stamped(nat, 0) for key, nat in changes.items()}
         generations: dict[bytes, int] = {}
         result: dict[FlowKey, Nat | None] = {}
         for key, nat in changes.items():

@@ -74,6 +74,8 @@ class FeedSnapshot:
 
     def pieces(self) -> Iterator[tuple[NetworkName, Sessions]]:
         """The sessions, at most `MAX_CHANGES` at a time; a piece may be empty."""
+        if self.differing is not None and not self.differing.numbers:
+            return
         for network, sessions in self.contents.tables.items():
             items = iter(sessions.items())
             if self.differing is None:

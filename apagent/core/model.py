@@ -59,6 +59,8 @@ linux/netfilter/nf_conntrack_common.h). Kept up to date for networks with takeov
 MAX_GENERATION = 0xFFFFFFFF
 PROTOCOL_OFFSET = 8
 """Where the protocol stands in a `FlowKey`."""
+UNKNOWN_NAT = Nat(bytes(11))
+"""Translation of an adopted session until its anchor tells it; it is as old as can be."""
 
 
 class Flow(NamedTuple):

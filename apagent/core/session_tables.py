@@ -39,9 +39,6 @@ from apagent.core.model import (
 
 _K = TypeVar("_K")
 
-UNKNOWN_NAT = Nat(bytes(11))
-"""Translation of an adopted session until its anchor tells it; it is as old as can be."""
-
 
 @dataclass(frozen=True, slots=True)
 class AnchorRules:
@@ -129,6 +126,7 @@ class SessionTables:
     def apply(self, ap: ApId, changes: SessionChanges) -> dict[FlowKey, Nat | None]:
         """Apply a batch to the table of `ap`; returns what really changed."""
         table, note = self._tables[ap], self._digests[ap].change
+        shared = self._holders.shared
         effective: dict[FlowKey, Nat | None] = {}
         for key, nat in changes.items():
             old = table.get(key)
@@ -141,7 +139,8 @@ class SessionTables:
             elif old is None:
                 self._open(ap, key, nat)
             else:
-                self._touch_flow(ap, key)
+                if key in shared:
+                    self._touch_flow(ap, key)
                 table[key] = nat
         self._find_lost(ap, effective)
         return effective

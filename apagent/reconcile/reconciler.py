@@ -39,6 +39,9 @@ class Desire(Protocol):
     def take_deltas(self) -> Mapping[NetworkName, NetworkDelta]:
         """What changed in it since the last call."""
 
+    def drop_deltas(self) -> None:
+        """Forget what changed in it: the whole of it is compared."""
+
 
 class Reconciler:
     """Owner of the kernel's state; `fault` says what stands between it and the desired state."""
@@ -100,7 +103,7 @@ class Reconciler:
 
         Raises KernelFault.
         """
-        self._desire.take_deltas()
+        self._desire.drop_deltas()
         wanted = self._desire.wanted(session_maps=session_maps)
         deltas = {name: difference(actual[name], wanted[name]) for name in wanted}
         self._kernel.apply({name: delta for name, delta in deltas.items() if delta})

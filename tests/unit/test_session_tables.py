@@ -40,8 +40,13 @@ def test_a_new_translation_of_a_known_flow_is_news_but_moves_nothing() -> None:
     t.apply(AP3, {tcp(1): NAT})
     t.touched_flows.clear()
     assert t.apply(AP3, {tcp(1): OTHER_NAT}) == {tcp(1): OTHER_NAT}
-    assert t.touched_flows == {tcp(1): AP3}
+    assert t.touched_flows == {}
     assert t.anchor(tcp(1)) == AP3
+    t.apply(AP1, {tcp(1): at(9)})
+    t.touched_flows.clear()
+    t.apply(AP3, {tcp(1): at(10)})
+    assert t.touched_flows == {tcp(1): AP3}
+    assert t.anchor(tcp(1)) == AP1
 
 
 def test_the_anchor_with_the_older_claim_has_a_flow() -> None:
