@@ -330,9 +330,10 @@ class LinuxFlowMonitor:
         """Read the whole conntrack table; every network has an entry. Raises KernelFault."""
         tables: dict[NetworkName, dict[FlowKey, Nat]] = {name: {} for name in self._zones}
         for body in self._requests.dump(list_request()):
-            flow = self._parser.parse(body)
+            flow = self._ports.read_listed(body) or self._parser.parse(body)
             if flow is not None:
-                tables[flow.network][flow.key] = flow.nat
+                network, key, nat = flow
+                tables[network][key] = nat
         return dict(tables)
 
     def collect_expired(self) -> None:

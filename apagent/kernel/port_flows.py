@@ -41,6 +41,10 @@ _SOURCE_AT = 32
 _FIELDS = "=I28x 4s 4x 4s 8x 1s 7x 2s 6x 2s 22x 4s 24x 2s 2x 15x B"
 """nlmsg_len; client, remote, protocol, their ports; destination and its port of the reply; status.
 """
+_BODY = 16
+"""Where a message's body begins: behind the netlink header."""
+_LISTED_FIELDS = struct.Struct("=16x 4s 4x 4s 8x 1s 7x 2s 6x 2s 22x 4s 24x 2s 2x")
+"""The same of the body of a listed entry, in which the status has no place of its own."""
 
 
 def _layout(type_: int, source: int, protocol: int) -> bytes:
@@ -79,6 +83,11 @@ def _mask(netmask: int, *, with_status: bool) -> int:
     return int.from_bytes(mask, "big")
 
 
+def _of_tuples(bits: int) -> int:
+    """What stands for nfgenmsg and the tuples, of what stands for a message from its type on."""
+    return bits >> 8 * (_STATUS_AT - _TUPLES_END) & (1 << 8 * _LISTED_FIELDS.size) - 1
+
+
 class PortFlowReader:
     """Reads the flows of some networks (those with a zone have another layout).
 
@@ -93,6 +102,8 @@ class PortFlowReader:
         self._known: dict[int, dict[int, tuple[NetworkName, bool, tuple[bytes, ...]]]] = {}
         """Mask -> what may be under it -> the network, whether the flow has ended, and how its
         `Nat` ends."""
+        self._listed: dict[int, dict[int, NetworkName]] = {}
+        """The same of listed entries, of networks whose sessions need no status."""
         for network in networks:
             if not network.zone:
                 self._add(network)
@@ -105,6 +116,25 @@ class PortFlowReader:
             layout = _layout(type_, int(prefix.network_address), protocol)
             said = int.from_bytes(layout, "big") & mask
             known[said] = network.name, type_ == _DELETE, _TAILS[network.takeover]
+        if not network.takeover:
+            listed = self._listed.setdefault(_of_tuples(mask), {})
+            listed.update({_of_tuples(said): name for said, (name, *_) in known.items()})
+
+    def read_listed(self, body: bytes) -> tuple[NetworkName, FlowKey, Nat] | None:
+        """The flow in the body of a message of a dump; None: let the general parser say."""
+        if len(body) < _LISTED_FIELDS.size:
+            return None
+        bits = int.from_bytes(body[: _LISTED_FIELDS.size], "big")
+        for mask, networks in self._listed.items():
+            network = networks.get(bits & mask)
+            if network is not None:
+                fields = _LISTED_FIELDS.unpack_from(body)
+                client, remote, protocol, port, remote_port, nat, nat_port = fields
+                if nat == client and nat_port == port:
+                    return None
+                key = client + remote + protocol + port + remote_port
+                return network, FlowKey(key), Nat(nat + nat_port + _TAILS[False][0])
+        return None
 
     def read(
         self,

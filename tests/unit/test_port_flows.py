@@ -134,3 +134,29 @@ def test_whatever_is_not_left_is_read_as_the_general_parser_reads_it(
     changes, left = read([data], networks)
     if not left:
         assert changes == by_the_general_parser(data, networks)
+
+
+@pytest.mark.parametrize("body", [TCP_NEW, UDP_NEW])
+def test_what_a_kernel_lists_of_tcp_and_udp_is_not_left(body: bytes) -> None:
+    listed = PortFlowReader(NETWORKS, SIZE).read_listed(body)
+    assert listed is not None
+    assert listed == FlowParser(NETWORKS).parse(body)
+
+
+@given(
+    body=recorded,
+    patched=patches,
+    cut=st.one_of(st.none(), st.integers(0, 200)),
+    networks=st.sampled_from([NETWORKS, WITH_TAKEOVER]),
+)
+def test_whatever_of_a_listing_is_not_left_is_read_as_the_general_parser_reads_it(
+    body: bytes,
+    patched: list[tuple[int, bytes]],
+    cut: int | None,
+    networks: tuple[Network, ...],
+) -> None:
+    one = bytearray(body)
+    for offset, new in patched:
+        one[offset : offset + len(new)] = new
+    listed = PortFlowReader(networks, SIZE).read_listed(bytes(one[:cut]))
+    assert listed is None or listed == FlowParser(networks).parse(bytes(one[:cut]))
