@@ -138,7 +138,8 @@ class Config:
             nflog_group=self.kernel.nflog_group,
             device_prefix=self.kernel.device_prefix,
             sync_timeout_s=self.sync_timeout_s,
-            dead_after_rounds=round(self.dead_after_s / ROUND_S) - 1,
+            # One round may just have been answered, and the last one is judged by the next.
+            dead_after_rounds=round(self.dead_after_s / ROUND_S) - 2,
         )
 
 
@@ -212,7 +213,7 @@ def _peering(table: Table) -> tuple[Endpoint, float, float]:
     default = f"127.0.0.1:{DEFAULT_PEER_PORT}"
     listen = _endpoint(table, "listen", default)
     timeout = table.seconds("sync_timeout_s", 5.0, 0.1, 600.0)
-    dead_after = table.seconds("dead_after_s", 0.5, 0.3, 60.0)
+    dead_after = table.seconds("dead_after_s", 0.5, 0.4, 60.0)
     table.finish()
     return listen, timeout, dead_after
 

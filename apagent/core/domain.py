@@ -147,7 +147,7 @@ class Domain:
     device_prefix: str
     sync_timeout_s: float
     """How long a fresh AP may hold back what could belong to a peer's flow."""
-    dead_after_rounds: int = 4
+    dead_after_rounds: int = 3
     """Rounds of probes (core/liveness.py) without an answer that make a peer a dead anchor."""
 
     @cached_property

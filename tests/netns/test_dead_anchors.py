@@ -23,7 +23,7 @@ START_S, END_S = 10.0, 40.0
 CLIENT = "client1"
 NOTE = Callable[[str, object], None]
 NOTICE_MS = 1500
-"""It takes 0.4 to 0.5 s; the machine may be busy."""
+"""It takes 0.3 to 0.4 s; the machine may be busy."""
 SUCCESSION_S = 3.0
 """Far above what a succession takes here (under a second): the machine may be busy."""
 

@@ -17,7 +17,7 @@ from apagent.core.model import ApId
 from tests.anchors_world import FOREIGN_MAC, World, home
 from tests.domains import ANN, ANN_IP, AP1, AP2, AP3, LAN, tcp, udp
 
-DEAD_ROUNDS = 4
+DEAD_ROUNDS = 3
 PATIENCE = 20
 
 
