@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Any
 
 from apagent import __version__
@@ -15,6 +16,7 @@ from apagent.agent import Agent
 from apagent.anchor_work import AnchorWork
 from apagent.config import Config
 from apagent.control.backend import EngineBackend
+from apagent.control.probe import ControlProbe
 from apagent.control.server import ControlServer
 from apagent.core.domain import VXLAN_OVERHEAD, Domain
 from apagent.core.effects import Effect, NoteSync
@@ -30,12 +32,13 @@ from apagent.kernel.needs import underlay_mtu
 from apagent.kernel.port import DataPath
 from apagent.kernel.probes import LinuxTunnelProber
 from apagent.kernel.uplinks import LinuxUplinkProber
-from apagent.notify import notify
+from apagent.notify import notify, watchdog_period_s
 from apagent.peers.client import PeerSubscription
 from apagent.peers.follower import Follower
 from apagent.peers.server import PeerFeedServer
 from apagent.reconcile import Reconciler
 from apagent.shell import Shell
+from apagent.watchdog import Check, OwnEnd, ServiceManager, Supervision, status_line
 
 log = logging.getLogger(__name__)
 
@@ -117,10 +120,47 @@ async def run(config: Config) -> None:
         agent.listen(config.sync_timeout_s)
         stack.callback(work.close)
         work.start(asyncio.get_running_loop())
+        await _supervise(stack, config, backend, kernel, peer_server, subscriptions)
         log.info("listening for peers at %s, for apctl at %s", config.listen, config.socket)
         await _stop_signal()
         log.info("stopping; forwarding goes on, `apagent cleanup` removes it")
         notify("STOPPING=1")
+
+
+async def _supervise(
+    stack: contextlib.AsyncExitStack,
+    config: Config,
+    backend: EngineBackend,
+    kernel: DataPath,
+    peer_server: PeerFeedServer,
+    subscriptions: Sequence[PeerSubscription],
+) -> None:
+    """Tell the service manager that we live and how we are, if there is one."""
+    period_s = watchdog_period_s(os.environ, os.getpid())
+    managed = "NOTIFY_SOCKET" in os.environ
+    if not managed and period_s is None:
+        return
+    faulthandler.enable()
+    probe = ControlProbe(config.socket)
+    stack.push_async_callback(probe.close)
+
+    async def ask_kernel() -> None:
+        kernel.counters()
+
+    def status() -> str:
+        view = backend.status()
+        return status_line(view.degraded, in_sync=view.in_sync)
+
+    checks: dict[str, Check] = {
+        "kernel": ask_kernel,
+        "management service": probe.check,
+        "feed server": peer_server.check,
+        **{f"feed of {each.follower.peer}": each.check for each in subscriptions},
+    }
+    manager = ServiceManager(notify) if managed else OwnEnd(period_s or 0.0)
+    clock = asyncio.get_running_loop().time
+    supervision = Supervision(manager, period_s, checks, status, clock)
+    await stack.enter_async_context(_task(supervision.run(), "supervision"))
 
 
 def _contents(engine: Engine) -> FeedContents:

@@ -150,6 +150,10 @@ class Agents:
                 raise LabError(f"the agent of {ap} has ended{self._log_tail(ap)}")
         raise LabError(f"the agent of {ap} is not in sync in time{self._log_tail(ap)}")
 
+    def notifications(self, ap: str) -> socket.socket:
+        """Where the AP's agent, which we started, tells how it is. Reading is up to the caller."""
+        return self._notifications[ap]
+
     def process(self, ap: str) -> Process | None:
         """The AP's agent; None: it doesn't run."""
         process = Process.load(self._pid_file(ap))

@@ -13,12 +13,15 @@ import grpc
 from apagent.config import Endpoint
 from apagent.core.events import PeerPart
 from apagent.core.model import ApId
-from apagent.errors import PeerFault
+from apagent.errors import ApagentError, PeerFault
 from apagent.peers.credentials import channel
 from apagent.peers.follower import Follower, PeerEvent
 from apagent.peers.keepalive import KEEPALIVE, Keepalive
 from apagent.v1 import peer_pb2 as pb
 from apagent.v1 import peer_pb2_grpc
+
+OVERDUE_S = 5.0
+"""How late a pause may end on a busy machine."""
 
 
 @dataclass(slots=True)
@@ -70,9 +73,30 @@ class PeerSubscription:
         self._backoff = backoff or Backoff()
         self._sleep = sleep
         self._keepalive = keepalive
+        self._running = False
+        self._due_s: float | None = None
+        """By when (the loop's clock) `run` has to do its next step; None: the peer has to."""
+
+    async def check(self) -> None:
+        """Whether `run` gets ahead. Raises ApagentError; a peer that is down is no reason to.
+
+        What can be seen from outside: a pause is followed by a call, and the end of a call by a
+        pause.
+        """
+        if not self._running:
+            raise ApagentError("it has ended")
+        if self._due_s is not None and _now_s() > self._due_s + OVERDUE_S:
+            raise ApagentError("it doesn't wake up after a pause or at the end of its call")
 
     async def run(self) -> None:
         """Follow the feed until cancelled."""
+        self._running = True
+        try:
+            await self._run()
+        finally:
+            self._running = False
+
+    async def _run(self) -> None:
         while True:
             try:
                 await self._follow()
@@ -81,20 +105,29 @@ class PeerSubscription:
             except PeerFault as fault:
                 await self._tell(self.follower.lose(str(fault)))
                 self.follower.start_over()
-            await self._sleep(self._backoff.next_s())
+            pause_s = self._backoff.next_s()
+            self._due_s = _now_s() + pause_s
+            await self._sleep(pause_s)
 
     async def _follow(self) -> None:
         """Subscribe once. Raises AioRpcError or PeerFault when the feed breaks."""
         async with channel(self.endpoint, self._keepalive.channel_options) as peer:
             call = peer_pb2_grpc.PeerFeedStub(peer).Watch(self.follower.request(self._me))
+            self._due_s = None
+            call.add_done_callback(self._wake)
             try:
                 async for message in cast(AsyncIterable[pb.FeedMessage], call):
                     await self._tell(self.follower.take_untrusted(message))
                     if self.follower.in_sync:
                         self._backoff.reset()
             finally:
+                self._wake()
                 call.cancel()
         raise PeerFault(f"peer {self.follower.peer}: ended its feed without an error")
+
+    def _wake(self, _call: object = None) -> None:
+        """The call is at its end."""
+        self._due_s = _now_s()
 
     async def _tell(self, events: Iterable[PeerEvent]) -> None:
         """Emit the events; those of a snapshot's parts let others run in between."""
@@ -102,6 +135,10 @@ class PeerSubscription:
             self._emit(event)
             if isinstance(event, PeerPart):
                 await asyncio.sleep(0)
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _text(error: grpc.aio.AioRpcError) -> str:

@@ -14,6 +14,7 @@ import grpc
 from apagent.config import Endpoint
 from apagent.core.feed import FeedLog
 from apagent.core.model import ApId
+from apagent.errors import ApagentError
 from apagent.peers import versions
 from apagent.peers.credentials import server_port
 from apagent.peers.keepalive import KEEPALIVE, Keepalive
@@ -78,6 +79,7 @@ class PeerFeedServer:
         self, ap: ApId, log: FeedLog, endpoint: Endpoint, keepalive: Keepalive = KEEPALIVE
     ) -> None:
         self._endpoint = endpoint
+        self._ended: asyncio.Task[bool] | None = None
         self._server = grpc.aio.server(
             options=keepalive.server_options, maximum_concurrent_rpcs=MAX_SUBSCRIBERS
         )
@@ -87,7 +89,13 @@ class PeerFeedServer:
         """Listen; returns the port. Raises NeedsError where the endpoint can't be had."""
         port = server_port(self._server, self._endpoint)
         await self._server.start()
+        self._ended = asyncio.create_task(self._server.wait_for_termination(), name="feed server")
         return port
+
+    async def check(self) -> None:
+        """Whether it still serves. Raises ApagentError."""
+        if self._ended is None or self._ended.done():
+            raise ApagentError("it doesn't serve")
 
     async def stop(self) -> None:
         """End every subscriber's stream and stop listening."""

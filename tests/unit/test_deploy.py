@@ -198,6 +198,8 @@ def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
 def test_the_unit_leaves_forwarding_alone_and_sysctls_writable() -> None:
     service = unit()["Service"]
     assert service["Type"] == "notify"
+    assert service["Restart"] == "always"
+    assert int(service["WatchdogSec"]) > 0
     assert "ExecStopPost" not in service
     assert "ExecStop" not in service
     assert service.get("ProtectKernelTunables", "no") == "no"

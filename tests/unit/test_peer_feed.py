@@ -31,8 +31,8 @@ from apagent.core.model import (
     stamped,
 )
 from apagent.core.session_tables import SessionTables
-from apagent.errors import NeedsError, PeerFault
-from apagent.peers import versions
+from apagent.errors import ApagentError, NeedsError, PeerFault
+from apagent.peers import client, versions
 from apagent.peers.client import Backoff, PeerSubscription
 from apagent.peers.convert import Statements
 from apagent.peers.follower import Follower, PeerEvent
@@ -545,3 +545,97 @@ class Wire:
             while data := await reader.read(65536):
                 if not self._cut:
                     writer.write(data)
+
+
+# --- whether it turns, for the watchdog
+
+
+async def stuck(part: PeerSubscription | PeerFeedServer) -> str:
+    """Why the part doesn't get ahead; empty: it does."""
+    try:
+        await part.check()
+    except ApagentError as error:
+        return str(error)
+    return ""
+
+
+def test_a_feed_that_runs_gets_ahead() -> None:
+    async def play(_: PeerAp, subscriber: Subscriber) -> None:
+        await subscriber.next(PeerConnected)
+        await subscriber.next(PeerSnapshot)
+        assert await stuck(subscriber.subscription) == ""
+
+    scene(play)
+
+
+def test_a_peer_that_is_down_is_no_reason_to_be_stuck() -> None:
+    async def main() -> None:
+        async with running(port=1) as subscriber:
+            for _ in range(20):
+                await asyncio.sleep(0.01)
+                assert await stuck(subscriber.subscription) == ""
+
+    asyncio.run(main())
+
+
+def test_a_subscription_that_has_not_begun_or_has_ended_is_stuck() -> None:
+    async def main() -> None:
+        async with running(port=1) as subscriber:
+            assert "has ended" in await stuck(subscriber.subscription)
+            await asyncio.sleep(0.05)
+            assert await stuck(subscriber.subscription) == ""
+        assert "has ended" in await stuck(subscriber.subscription)
+
+    asyncio.run(main())
+
+
+def test_a_subscription_that_does_not_wake_up_is_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def oversleep(_: float) -> None:
+        await asyncio.Event().wait()
+
+    async def main() -> None:
+        monkeypatch.setattr(client, "OVERDUE_S", 0.0)
+        async with running(port=1) as subscriber:
+            subscriber.subscription._sleep = oversleep
+            await asyncio.sleep(0.1)
+            assert "wake up" in await stuck(subscriber.subscription)
+
+    asyncio.run(main())
+
+
+def test_a_subscription_that_does_not_notice_the_end_of_its_call_is_stuck(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def play(ap: PeerAp, subscriber: Subscriber) -> None:
+        await subscriber.next(PeerConnected)
+        await subscriber.next(PeerSnapshot)
+        holds = asyncio.Event()
+
+        async def hold(_: object) -> None:
+            await holds.wait()
+
+        monkeypatch.setattr(subscriber.subscription, "_tell", hold)
+        monkeypatch.setattr(client, "OVERDUE_S", 0.0)
+        ap.open(1)
+        await asyncio.sleep(0.1)
+        assert await stuck(subscriber.subscription) == ""
+        await ap.stop()
+        await asyncio.sleep(0.1)
+        assert "end of its call" in await stuck(subscriber.subscription)
+        holds.set()
+
+    scene(play)
+
+
+def test_a_server_serves_from_its_start_to_its_end() -> None:
+    async def main() -> None:
+        ap = PeerAp()
+        server = PeerFeedServer(PEER, ap.log, Endpoint(LOOPBACK, 0), FAST)
+        assert await stuck(server)
+        await server.start()
+        assert await stuck(server) == ""
+        await server.stop()
+        await asyncio.sleep(0.05)
+        assert await stuck(server)
+
+    asyncio.run(main())
