@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import islice
 
@@ -36,6 +36,9 @@ UNKNOWN_USER = Mac("00:00:00:00:00:00")
 POKE_AGAIN_S = 0.7
 """A frame may be lost on the air. Linux answers one such segment in half a second
 (net.ipv4.tcp_invalid_ratelimit)."""
+POKED_A_TURN, POKE_PAUSE_S = 128, 0.02
+"""Flows whose clients are roused at once, and the pause before the next: small frames, but each
+takes its time on the air."""
 ADOPTED_A_TURN = 2048
 """Flows that are put into conntrack in one turn of the loop, some milliseconds' work."""
 
@@ -100,9 +103,8 @@ class AnchorWork:
             case AdoptFlows(nat, sessions):
                 self._adopt(nat, dict(sessions))
             case PokeClients(network, clients):
-                poke = partial(self._guarded, lambda: self._kernel.poke(network, clients))
-                poke()
-                self._later(POKE_AGAIN_S, poke)
+                self._poke(network, clients)
+                self._later(POKE_AGAIN_S, partial(self._poke, network, clients))
 
     def close(self) -> None:
         """Stop, and close the sockets."""
@@ -158,6 +160,17 @@ class AnchorWork:
             self._emit(AddressProbed(nat, self._asked.pop(nat)))
 
     # --- flows
+
+    def _poke(self, network: NetworkName, clients: Mapping[Mac, Iterable[FlowKey]]) -> None:
+        self._poke_some(network, ((mac, flow) for mac, flows in clients.items() for flow in flows))
+
+    def _poke_some(self, network: NetworkName, rest: Iterator[tuple[Mac, FlowKey]]) -> None:
+        some: dict[Mac, list[FlowKey]] = {}
+        for mac, flow in islice(rest, POKED_A_TURN):
+            some.setdefault(mac, []).append(flow)
+        if some and not self._stopped:
+            self._guarded(lambda: self._kernel.poke(network, some))
+            self._later(POKE_PAUSE_S, partial(self._poke_some, network, rest))
 
     def _adopt(self, nat: NatAddress, sessions: Mapping[FlowKey, Nat]) -> None:
         log.info("continuing %d flows of %s", len(sessions), nat)

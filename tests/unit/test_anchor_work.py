@@ -24,7 +24,7 @@ from apagent.core.liveness import ROUND_S
 from apagent.core.model import ApId, FlowKey, Mac, Nat, NatAddress, NetworkName
 from apagent.errors import KernelFault
 from tests.anchors_world import FOREIGN_MAC, home
-from tests.domains import ANN, AP1, AP2, AP3, LAN, NAT, tcp
+from tests.domains import ANN, AP1, AP2, AP3, BEN, LAN, NAT, tcp
 
 ADDRESS = home(AP1)
 
@@ -184,10 +184,23 @@ def test_an_adoption_that_the_kernel_refuses_is_told(made: Made) -> None:
     assert made.events == [AdoptionFailed(ADDRESS, "no room")]
 
 
+def test_many_clients_are_roused_bit_by_bit(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(anchor_work, "POKED_A_TURN", 2)
+    flows = tuple(map(tcp, range(1, 4)))
+    made.work.carry_out(PokeClients(LAN, {ANN: flows, BEN: flows[:2]}))
+    assert made.others.calls == [("poke", LAN, {ANN: list(flows[:2])})]
+    made.clock.pass_s(anchor_work.POKE_PAUSE_S)
+    assert made.others.calls[1:] == [("poke", LAN, {ANN: [flows[2]], BEN: [flows[0]]})]
+    made.clock.pass_s(anchor_work.POKE_AGAIN_S)
+    assert made.others.calls[2:4] == [("poke", LAN, {BEN: [flows[1]]}), made.others.calls[0]]
+    made.clock.pass_s(anchor_work.POKE_AGAIN_S)
+    assert len(made.others.calls) == 6
+
+
 def test_the_rest_is_passed_on(made: Made) -> None:
     made.work.carry_out(DefendAddress(ADDRESS))
     made.work.carry_out(PokeClients(LAN, {ANN: (tcp(1),)}))
-    poke = ("poke", LAN, {ANN: (tcp(1),)})
+    poke = ("poke", LAN, {ANN: [tcp(1)]})
     assert made.others.calls == [("announce", ADDRESS), poke]
     made.clock.pass_s(1.0)
     assert made.others.calls[2:] == [poke]
