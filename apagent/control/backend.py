@@ -211,6 +211,12 @@ class EngineBackend:
                     f"peer {feed.peer} doesn't answer through the tunnel: it is down, or "
                     f"the way to {self._engine.domain.peer_by_id[feed.peer].underlay} is"
                 )
+            elif feed.peer in self._engine.anchoring.liveness.silent:
+                yield (
+                    f"peer {feed.peer} has never answered a ping through the tunnel, so that its "
+                    "death won't be noticed: does the tunnel work, and does its firewall let pings "
+                    f"in on {self._engine.domain.device_prefix}*?"
+                )
 
     def _anchor_view(self, network: Network) -> AnchorView:
         anchoring = self._engine.anchoring

@@ -67,7 +67,8 @@ class Anchoring:
         self.anchors = Anchors(domain)
         self.book = self.anchors.book
         """What all APs say of themselves as anchors."""
-        self._liveness = Liveness((peer.id for peer in domain.peers), domain.dead_after_rounds)
+        self._peers = set(domain.peer_by_id)
+        self.liveness = Liveness(self._peers, domain.dead_after_rounds)
         self._uplinks = Uplinks(sessions)
         self._rounds = 0
         self._unused: frozenset[NatAddress] = frozenset()
@@ -88,10 +89,10 @@ class Anchoring:
     @take.register
     def _(self, event: ProbesAnswered) -> None:
         self._rounds += 1
-        changed = self._liveness.take(event.answered)
+        changed = self.liveness.take(event.answered, self._peers - self.book.unheard)
         for peer in sorted(changed):
             self._note_liveness(peer)
-        self.book.dead = self._liveness.dead
+        self.book.dead = self.liveness.dead
         for network, trouble in self._uplinks.take(event.uplinks).items():
             self.anchors.uplink_changed(network, trouble)
             changed.add(self._me)
@@ -269,7 +270,7 @@ class Anchoring:
         return {mac: tuple(keys) for mac, keys in flows.items()}
 
     def _note_liveness(self, peer: ApId) -> None:
-        if peer in self._liveness.dead:
+        if peer in self.liveness.dead:
             note = NoteAnchor(peer, "dead", "doesn't answer through the tunnel")
         else:
             note = NoteAnchor(peer, "alive", "answers through the tunnel again")

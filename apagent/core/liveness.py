@@ -14,6 +14,8 @@ ROUND_S = 0.1
 """Seconds from one round of probes to the next."""
 ALIVE_AFTER = 3
 """Rounds in a row that a dead peer must answer to count as alive again."""
+SILENT_AFTER = 50
+"""Rounds after which a peer that has never answered is reported."""
 UPLINK_DEAD_AFTER = 5
 """Rounds in a row that an uplink must be down before its flows are given up: a flap passes."""
 UPLINK_WORKS_AFTER = 10
@@ -21,20 +23,36 @@ UPLINK_WORKS_AFTER = 10
 
 
 class Liveness:
-    """The peers whose kernels answer. Everybody counts as alive until the probes say otherwise."""
+    """The peers whose kernels answer. Everybody counts as alive until the probes say otherwise.
+
+    A peer that has never answered, but whose feed is in sync, may have a firewall that drops pings:
+    it counts as alive for as long as the feed vouches for it.
+    """
 
     def __init__(self, peers: Iterable[ApId], dead_after: int) -> None:
         """`dead_after` is the number of rounds in a row without an answer that make a peer dead."""
         self._dead_after = dead_after
         self._missed = dict.fromkeys(peers, 0)
         self._answered = dict.fromkeys(self._missed, 0)
+        self._rounds = 0
         self.dead: set[ApId] = set()
+        self._silent = set(self._missed)
 
-    def take(self, answered: Collection[ApId]) -> set[ApId]:
-        """Take a round in; returns the peers that have died or come back by it."""
+    @property
+    def silent(self) -> set[ApId]:
+        """Peers that have never answered, in some rounds."""
+        return self._silent if self._rounds >= SILENT_AFTER else set()
+
+    def take(self, answered: Collection[ApId], heard: Collection[ApId] = ()) -> set[ApId]:
+        """Take a round in; returns the peers that have died or come back by it.
+
+        `heard` are the peers whose feeds are in sync.
+        """
+        self._rounds += 1
+        self._silent.difference_update(answered)
         changed: set[ApId] = set()
         for peer in self._missed:
-            if peer in answered:
+            if peer in answered or (peer in self._silent and peer in heard):
                 self._missed[peer] = 0
                 self._answered[peer] += 1
             else:
