@@ -11,23 +11,18 @@ import time
 from pathlib import Path
 from typing import Protocol, Self
 
-from apagent.core.model import NetworkName
-from apagent.kernel.nft.installed import read_set_size
-from apagent.kernel.nft.sets import Names
-from apagent.kernel.wire import Netlink
 from apagent.lab import namespaces
 from apagent.lab.errors import LabError
 from apagent.lab.lab import Lab
 from apagent.lab.place import Place
 from apagent.lab.plan import INTERNET, SERVER_ADDRESS
 from tests.bench.load import REMOTES
+from tests.bench.sets import MapSize
 
 CLIENT, ANCHOR = "client1", "ap1"
-_NETLINK_NETFILTER = 12
 _TIMEOUT_S = 3600
 _TIMEOUTS = ("udp_timeout", "udp_timeout_stream", "tcp_timeout_syn_sent")
 _PATIENCE_S = 20.0
-_TABLE, _FLOWS = "apagent", Names.of(NetworkName("lan")).flows
 
 
 class Contender(Protocol):
@@ -68,19 +63,17 @@ class Apagent:
 
     def __init__(self, aps: int = 2, place: Place | None = None) -> None:
         self.lab = Lab(aps, 1, place=place)
-        self._sockets: list[Netlink] = []
+        self._maps: list[MapSize] = []
 
     def __enter__(self) -> Self:
         self.lab.up()
         prepare(self.lab)
-        for ap in self.lab.aps[1:]:
-            with namespaces.inside(self.lab.namespace(ap)):
-                self._sockets.append(Netlink(_NETLINK_NETFILTER))
+        self._maps = [MapSize(self.lab.namespace(ap)) for ap in self.lab.aps[1:]]
         return self
 
     def __exit__(self, *_: object) -> None:
-        for netlink in self._sockets:
-            netlink.close()
+        for one in self._maps:
+            one.close()
         self.lab.down()
 
     @property
@@ -95,10 +88,7 @@ class Apagent:
 
     def replicated(self) -> int:
         """How many flows every other AP's map holds at least."""
-        sizes = [read_set_size(netlink, _TABLE, _FLOWS) for netlink in self._sockets]
-        if None in sizes:
-            raise LabError("this kernel doesn't say how many elements a set has (Linux 6.17 does)")
-        return min(size for size in sizes if size is not None)
+        return min(one.read() for one in self._maps)
 
     def losses(self) -> int:
         """Tables that were read again, since conntrack events were lost."""

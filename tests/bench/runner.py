@@ -73,7 +73,16 @@ class Samples:
 
     def pairs(self, case: str, sides: tuple[str, str], key: str) -> list[tuple[float, float]]:
         """One number of two sides, from the rounds that have both."""
-        one, other = (self._results.get((case, side), {}) for side in sides)
+        return self._both((case, sides[0]), (case, sides[1]), key)
+
+    def across(self, cases: tuple[str, str], side: str, key: str) -> list[tuple[float, float]]:
+        """One number of two cases, from the rounds that have both."""
+        return self._both((cases[0], side), (cases[1], side), key)
+
+    def _both(
+        self, first: tuple[str, str], second: tuple[str, str], key: str
+    ) -> list[tuple[float, float]]:
+        one, other = self._results.get(first, {}), self._results.get(second, {})
         return [
             (float(one[number][key]), float(other[number][key]))
             for number in sorted(one.keys() & other.keys())

@@ -21,6 +21,9 @@ class Scale:
     ramp_s: float
     latency_s: float
     latency_peers: tuple[int, ...]
+    growth_peers: tuple[int, ...]
+    growth_sessions: tuple[int, ...]
+    growth_flows: int
 
 
 FULL = Scale(
@@ -32,6 +35,9 @@ FULL = Scale(
     ramp_s=4.0,
     latency_s=5.0,
     latency_peers=(1, 3, 8),
+    growth_peers=(3, 10, 30, 100),
+    growth_sessions=(1_000, 10_000, 100_000, 1_000_000),
+    growth_flows=20_000,
 )
 QUICK = Scale(
     rounds=1,
@@ -42,4 +48,7 @@ QUICK = Scale(
     ramp_s=1.0,
     latency_s=1.0,
     latency_peers=(1,),
+    growth_peers=(3, 10),
+    growth_sessions=(1_000, 10_000),
+    growth_flows=5_000,
 )
