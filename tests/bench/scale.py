@@ -24,6 +24,12 @@ class Scale:
     growth_peers: tuple[int, ...]
     growth_sessions: tuple[int, ...]
     growth_flows: int
+    path_sessions: tuple[int, ...]
+    turns: int
+    """Turns of each side where two paths are compared."""
+    turn_packets: int
+    iperf_runs: int
+    iperf_s: float
 
 
 FULL = Scale(
@@ -38,6 +44,11 @@ FULL = Scale(
     growth_peers=(3, 10, 30, 100),
     growth_sessions=(1_000, 10_000, 100_000, 1_000_000),
     growth_flows=20_000,
+    path_sessions=(1, 1_000_000),
+    turns=40,
+    turn_packets=50_000,
+    iperf_runs=5,
+    iperf_s=4.0,
 )
 QUICK = Scale(
     rounds=1,
@@ -51,4 +62,9 @@ QUICK = Scale(
     growth_peers=(3, 10),
     growth_sessions=(1_000, 10_000),
     growth_flows=5_000,
+    path_sessions=(1,),
+    turns=10,
+    turn_packets=20_000,
+    iperf_runs=1,
+    iperf_s=2.0,
 )

@@ -1,4 +1,4 @@
-"""A lab whose ap1 has simulated peers beside its real ones."""
+"""A lab in which one AP has simulated peers beside its real ones."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from ipaddress import IPv4Address
 from typing import Any
 
-from apagent.lab import namespaces
 from apagent.lab.errors import LabError
 from apagent.lab.lab import Lab
+from apagent.lab.place import Place
 from apagent.lab.plan import FABRIC, UNDERLAY
 from tests.bench.contenders import ANCHOR, prepare
 from tests.bench.sets import MapSize
@@ -25,20 +25,22 @@ FIRST_PORT = 20_000
 _FIRST_UNDERLAY = IPv4Address("10.98.0.1")
 _STALLED_S = 20.0
 _POLL_S = 0.02
+_READY_S = 120.0
 
 
 class Simulated:
-    """The lab, the running program `tests.bench.simulate`, and ap1's flow map."""
+    """The lab, the running program `tests.bench.simulate`, and the AP that follows it."""
 
-    def __init__(self, lab: Lab, process: subprocess.Popen[str], flows: MapSize) -> None:
+    def __init__(self, lab: Lab, at: str, process: subprocess.Popen[str], flows: MapSize) -> None:
         self.lab = lab
+        self.at = at
         self._process = process
         self.flows = flows
 
     @property
     def agent(self) -> int:
-        """Process id of ap1's agent."""
-        return self.lab.agent_pid(ANCHOR)
+        """Process id of the AP's agent."""
+        return self.lab.agent_pid(self.at)
 
     def command(self, **command: Any) -> None:
         """Have the simulated peers do something, and wait until it is done."""
@@ -57,35 +59,37 @@ class Simulated:
             raise LabError("the simulated peers have ended")
 
     def wait_for_flows(self, wanted: int) -> float:
-        """Wait until ap1's kernel holds so many flows; the time when it did (CLOCK_MONOTONIC)."""
+        """Wait until the AP's kernel has so many flows; the time when it did (CLOCK_MONOTONIC)."""
         last, changed = -1, time.monotonic()
         while (now := self.flows.read()) < wanted:
             if now != last:
                 last, changed = now, time.monotonic()
             elif time.monotonic() - changed > _STALLED_S:
-                raise LabError(f"ap1 holds {now} of {wanted} flows only")
+                raise LabError(f"{self.at} holds {now} of {wanted} flows only")
             time.sleep(_POLL_S)
         return time.monotonic()
 
 
 @contextlib.contextmanager
-def simulated(peers: int, sessions: int, aps: int = 1) -> Iterator[Simulated]:
-    """A lab with a client at ap1, whose agent follows `peers` with `sessions` each."""
-    with Lab(aps, 1) as lab, contextlib.ExitStack() as stack:
+def simulated(
+    peers: int, sessions: int, aps: int = 1, at: str = ANCHOR, place: Place | None = None
+) -> Iterator[Simulated]:
+    """A lab with a client at ap1; the agent of `at` follows `peers` with `sessions` each."""
+    with Lab(aps, 1, place=place) as lab, contextlib.ExitStack() as stack:
         prepare(lab)
-        lab.kill_agent(ANCHOR, signal.SIGTERM)
+        lab.kill_agent(at, signal.SIGTERM)
         lab.run(FABRIC, ["ip", "address", "add", f"{ADDRESS}/24", "dev", "backhaul"])
         process = stack.enter_context(_running(lab, peers, sessions))
-        configure(lab, peers)
-        lab.agents.start(ANCHOR)
-        lab.agents.wait_ready([ANCHOR], 120.0)
-        flows = stack.enter_context(contextlib.closing(MapSize(lab.namespace(ANCHOR))))
-        yield Simulated(lab, process, flows)
+        _configure(lab, at, peers)
+        lab.agents.start(at)
+        lab.agents.wait_ready([at], _READY_S)
+        flows = stack.enter_context(contextlib.closing(MapSize(lab.namespace(at))))
+        yield Simulated(lab, at, process, flows)
 
 
-def configure(lab: Lab, peers: int) -> None:
-    """Give ap1 the simulated peers; their kernels, which aren't there, are not missed for long."""
-    file = lab.agents.config_file(ANCHOR)
+def _configure(lab: Lab, at: str, peers: int) -> None:
+    """Add the simulated peers; their kernels, which aren't there, are not missed for a minute."""
+    file = lab.agents.config_file(at)
     text = file.read_text(encoding="utf-8")
     text = text.replace("[peering]\n", "[peering]\ndead_after_s = 60\n")
     tables = "".join(
@@ -108,8 +112,3 @@ def _running(lab: Lab, peers: int, sessions: int) -> Iterator[subprocess.Popen[s
             yield process
         finally:
             process.kill()
-
-
-def inside_ap1(lab: Lab) -> contextlib.AbstractContextManager[None]:
-    """Be in ap1's namespace."""
-    return namespaces.inside(lab.namespace(ANCHOR))
