@@ -11,11 +11,11 @@ import fnmatch
 import sys
 from pathlib import Path
 
-from tests.bench import growth, latency, path, replication, report
+from tests.bench import growth, latency, lifecycle, path, replication, report, roaming
 from tests.bench.runner import Group, Runner, say
 from tests.bench.scale import FULL, QUICK, Scale
 
-_MODULES = (replication, latency, path, growth)
+_MODULES = (replication, latency, roaming, path, lifecycle, growth)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from apagent.lab.errors import LabError
 from tests.bench.contenders import CLIENT, Apagent, Conntrackd, Contender
 from tests.bench.cost import cpu_of_all_s, cpu_s
 from tests.bench.generator import generating
@@ -62,6 +63,13 @@ def replicate(contender: Contender, flows: int, rate: float, first: int = 0) -> 
         "both_us": (sender_s + receivers_s) / flows * _MICRO,
         "losses": contender.losses(),
     }
+
+
+def open_flows(contender: Contender, flows: int, rate: float = 15_000) -> None:
+    """Open flows, and wait until every other AP's kernel has them. Raises LabError."""
+    result = replicate(contender, flows, rate)
+    if result["replicated"] < flows:
+        raise LabError(f"{result['replicated']} of {flows} flows were replicated")
 
 
 def _wait(contender: Contender, before: int, flows: int, started: float) -> tuple[int, float]:

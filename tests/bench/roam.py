@@ -14,7 +14,7 @@ import platform
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import cycle, islice, pairwise
 from pathlib import Path
@@ -38,6 +38,10 @@ _PATIENCE_S = 60.0
 _PRIORITY = 5
 _BEFORE_NS = 20_000_000
 """A request that was sent so long before a roam may still be lost by it, if the machine is busy."""
+
+
+Mover = Callable[[str], int]
+"""Moves the client to an AP; returns when its link was up there (CLOCK_MONOTONIC, ns)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +144,14 @@ def measure(flows: int, runs: int, dwell_s: float) -> Iterator[Case]:
             yield case
 
 
-def roams(lab: Lab, runs: int, dwell_s: float, *, carrier: bool) -> list[Roam]:
-    """Roam round the APs `runs` times, with the echo running, which is one more flow."""
+def roams(
+    lab: Lab, runs: int, dwell_s: float, *, carrier: bool, mover: Mover | None = None
+) -> list[Roam]:
+    """Roam round the APs `runs` times, with the echo running, which is one more flow.
+
+    `mover` moves the client; by default the lab does, and the agents do the rest.
+    """
+    move = mover or (lambda ap: lab.roam(CLIENT, ap, carrier=carrier))
     steps: list[tuple[int, int]] = []
     longest_s = (runs + 20) * (dwell_s + 0.2) + _PATIENCE_S
     with running(lab, CLIENT, "echo", SERVER, "--rate", RATE, "--duration-s", longest_s) as echo:
@@ -149,7 +159,7 @@ def roams(lab: Lab, runs: int, dwell_s: float, *, carrier: bool) -> list[Roam]:
         time.sleep(_SETTLE_S)
         for number, ap in enumerate(islice(cycle(ROUND), runs), start=1):
             began = time.monotonic_ns()
-            steps.append((began, lab.roam(CLIENT, ap, carrier=carrier)))
+            steps.append((began, move(ap)))
             time.sleep(dwell_s)
             if number % 50 == 0:
                 _say(f"{number} of {runs} roams")

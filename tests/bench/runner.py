@@ -59,6 +59,10 @@ class Samples:
         """Whether it is there already."""
         return number in self._results.get((case, side), {})
 
+    def cases(self) -> list[str]:
+        """Everything that was measured, in order."""
+        return list(dict.fromkeys(case for case, _ in self._results))
+
     def of(self, case: str, side: str) -> list[Result]:
         """The results of all rounds; empty: never measured."""
         return list(self._results.get((case, side), {}).values())

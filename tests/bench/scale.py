@@ -30,6 +30,14 @@ class Scale:
     turn_packets: int
     iperf_runs: int
     iperf_s: float
+    roam_sessions: tuple[int, ...]
+    roams: int
+    roam_dwell_s: float
+    many_sessions: int
+    idle_aps: int
+    idle_clients: int
+    idle_settle_s: float
+    idle_s: float
 
 
 FULL = Scale(
@@ -49,6 +57,14 @@ FULL = Scale(
     turn_packets=50_000,
     iperf_runs=5,
     iperf_s=4.0,
+    roam_sessions=(1, 1_000, 100_000),
+    roams=60,
+    roam_dwell_s=0.1,
+    many_sessions=100_000,
+    idle_aps=21,
+    idle_clients=200,
+    idle_settle_s=20.0,
+    idle_s=60.0,
 )
 QUICK = Scale(
     rounds=1,
@@ -67,4 +83,12 @@ QUICK = Scale(
     turn_packets=20_000,
     iperf_runs=1,
     iperf_s=2.0,
+    roam_sessions=(1, 1_000),
+    roams=12,
+    roam_dwell_s=0.1,
+    many_sessions=10_000,
+    idle_aps=3,
+    idle_clients=5,
+    idle_settle_s=2.0,
+    idle_s=5.0,
 )
