@@ -54,20 +54,28 @@ class Faults:
         """
         self._off.add(ap)
         died_ns = time.monotonic_ns()
-        self._plug([*self._cables(ap)], up=False)
+        self._plug([*self._cables(ap), *self._antennas(ap)], up=False)
         if self._lab.agents.process(ap) is not None:
             self._lab.kill_agent(ap)
         self._forget(ap)
         return died_ns
 
-    def power_on(self, ap: str, *, wait: bool = True) -> None:
-        """It boots: its kernel knows nothing of what was; its agent starts."""
+    def power_on(self, ap: str) -> None:
+        """It boots: its kernel knows nothing of what was; its agent starts, and then its radio."""
+        self.boot(ap)
+        self._lab.agents.wait_ready([ap])
+        self.radio_on(ap)
+
+    def boot(self, ap: str) -> None:
+        """The first part of it: cables and agent, which may still be starting when this returns."""
         self._off.discard(ap)
         self._plug([*self._cables(ap)], up=True)
         self._lab.agents.prepare(ap)
         self._lab.agents.start(ap)
-        if wait:
-            self._lab.agents.wait_ready([ap])
+
+    def radio_on(self, ap: str) -> None:
+        """The last part: hostapd starts."""
+        self._plug([*self._antennas(ap)], up=True)
 
     # --- cables
 
@@ -116,6 +124,11 @@ class Faults:
                 self._cut |= {(ap, other, way), (other, ap, way)}
         self._filter()
 
+    def cut_exactly(self, cuts: Iterable[tuple[str, str, Way]]) -> None:
+        """Cut these, from sender to receiver, and let everything else pass."""
+        self._cut = set(cuts)
+        self._filter()
+
     def heal(self) -> None:
         """Let everything pass again."""
         self._cut.clear()
@@ -144,6 +157,8 @@ class Faults:
     def _cables(self, ap: str) -> Iterable[tuple[str, str]]:
         yield INTERNET, ap
         yield FABRIC, self._backhaul(ap)
+
+    def _antennas(self, ap: str) -> Iterable[tuple[str, str]]:
         for network in self._lab.plan.networks:
             yield FABRIC, self._lab.plan.antenna(ap, network).name
 
@@ -162,9 +177,9 @@ class Faults:
         self._lab.run(ap, ["conntrack", "-F"], check=False)
         self._lab.run(ap, ["ip", "neigh", "flush", "all"], check=False)
         for network in self._lab.plan.networks:
-            self._lab.run(
-                ap, ["bridge", "fdb", "flush", "dev", network.client_interface], check=False
-            )
+            # What is permanent is the bridge's own address: without it, it takes nothing in.
+            learned = ["dev", network.client_interface, "nopermanent"]
+            self._lab.run(ap, ["bridge", "fdb", "flush", *learned], check=False)
 
 
 def _chain(hook: str, rules: Iterable[str]) -> str:

@@ -49,6 +49,7 @@ def test_an_ap_loses_its_power_and_boots(lab: MakeLab) -> None:
     faults.power_on("ap1")
     assert reaches(made, "ap2", "ap1")
     assert made.apctl("ap1", "status")["in_sync"]
+    made.run("client1", ["ping", "-c", "3", "-W", "1", "-q", "198.51.100.10"])
 
 
 def test_cables_are_pulled_one_by_one(lab: MakeLab) -> None:
