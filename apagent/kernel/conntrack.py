@@ -124,7 +124,7 @@ class OurFlow(NamedTuple):
     nat: Nat
 
 
-class _Tuples(NamedTuple):
+class Tuples(NamedTuple):
     """What counts of an entry's two tuples; for an echo a port is the identifier.
 
     Source and destination of the original direction, then destination and source of the reply.
@@ -142,9 +142,9 @@ class _Tuples(NamedTuple):
     zone: int = 0
     """Of the original direction."""
 
-    def reversed(self) -> _Tuples:
+    def reversed(self) -> Tuples:
         """As the reply's sender has it, who is a client if a port is forwarded to it."""
-        return _Tuples(
+        return Tuples(
             self.reply_source,
             self.reply_source_port,
             self.source,
@@ -197,7 +197,7 @@ class FlowParser:
         return None
 
 
-def port_tuples(body: bytes) -> _Tuples | None:
+def port_tuples(body: bytes) -> Tuples | None:
     """The tuples of TCP or UDP over IPv4 in the layout that the kernel gives them.
 
     None: another protocol or another layout, which is for `any_tuples`.
@@ -212,10 +212,10 @@ def port_tuples(body: bytes) -> _Tuples | None:
     ]
     if protocol not in _PORT_PROTOCOLS:
         return None
-    return _Tuples(source, port, destination, to_port, protocol, nat, nat_port, inside, inside_port)
+    return Tuples(source, port, destination, to_port, protocol, nat, nat_port, inside, inside_port)
 
 
-def any_tuples(body: bytes) -> _Tuples | None:
+def any_tuples(body: bytes) -> Tuples | None:
     """The tuples of TCP, UDP or ICMP echo over IPv4 in any layout; None: another protocol."""
     tuples = dict(attributes(body, len(_NFGEN_IPV4)))
     if _TUPLE_ORIGINAL not in tuples or _TUPLE_REPLY not in tuples:
@@ -236,7 +236,7 @@ def any_tuples(body: bytes) -> _Tuples | None:
         return None
     remote, nat, inside = addresses[_IP_DESTINATION], outside[_IP_DESTINATION], outside[_IP_SOURCE]
     zone = int.from_bytes(dict(attributes(tuples[_TUPLE_ORIGINAL])).get(_TUPLE_ZONE, b""), "big")
-    return _Tuples(
+    return Tuples(
         client, port, remote, remote_port, protocol, nat, nat_port, inside, inside_port, zone
     )
 

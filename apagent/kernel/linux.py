@@ -12,14 +12,23 @@ from ipaddress import IPv4Address
 from apagent.core.domain import Domain
 from apagent.core.model import ApId, FlowKey, Mac, NetworkName
 from apagent.errors import KernelFault
-from apagent.kernel import nat_addresses, neighbours, routing, rules, surroundings, sysctl, tunnel
+from apagent.kernel import (
+    links,
+    nat_addresses,
+    neighbours,
+    routing,
+    rules,
+    surroundings,
+    sysctl,
+    tunnel,
+)
 from apagent.kernel.arp import ArpAnnouncer
 from apagent.kernel.needs import missing_needs
 from apagent.kernel.nft import NftTable
 from apagent.kernel.poke import ClientPoker
 from apagent.kernel.port import Counters, NetworkDelta, NetworkState, Prepared
 from apagent.kernel.state_monitor import LinuxStateMonitor
-from apagent.kernel.untranslated import end_untranslated
+from apagent.kernel.untranslated import end_homeless, end_untranslated
 from apagent.kernel.wire import Message, Netlink
 
 _NETLINK_ROUTE = 0
@@ -170,6 +179,7 @@ class LinuxDataPath:
             *tunnel.remove_tunnels(self._netlink, domain),
             *neighbours.remove_clients(self._netlink, domain),
             *nat_addresses.remove_addresses(self._netlink, domain),
+            *self._end_homeless(domain),
         ]
 
     def close(self) -> None:
@@ -178,6 +188,12 @@ class LinuxDataPath:
             announcer.close()
         self._netlink.close()
         self._nft.close()
+
+    def _end_homeless(self, domain: Domain) -> list[str]:
+        """Without the table nobody else would."""
+        here = {address.local.packed for address in links.addresses(self._netlink)}
+        ended = end_homeless(domain.networks, here)
+        return [f"conntrack entries of {ended} flows of addresses that move"] if ended else []
 
     @property
     def _domain(self) -> Domain:

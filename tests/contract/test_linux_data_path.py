@@ -16,7 +16,7 @@ from apagent.kernel.needs import underlay_mtu
 from apagent.kernel.port import Change, NetworkDelta
 from tests.contract.conftest import AccessPoint, run, without_time
 from tests.contract.test_data_path import arrivals, arrived
-from tests.domains import ANN, ANN_IP, AP2, BEN, BEN_IP, LAN, domain, lan
+from tests.domains import ANN, ANN_IP, AP2, BEN, BEN_IP, LAN, domain, lan, takeover
 
 pytestmark = pytest.mark.netns
 
@@ -214,6 +214,23 @@ def test_what_was_opened_without_a_table_is_opened_again(
     assert path.counters().leaked == 0
     path.prepare(DOMAIN)
     assert "dst=203.0.113.11" in run("conntrack", "-L", "-f", "ipv4")
+
+
+def test_flows_of_addresses_that_move_end_with_the_clean_up(
+    path: LinuxDataPath, access_point: AccessPoint
+) -> None:
+    """Else they would leave with an address that another AP has by then."""
+    access_point.forward_to_the_internet()
+    address = IPv4Address("203.0.113.21")
+    moving = replace(DOMAIN, networks=(takeover(),))
+    path.prepare(moving)
+    path.release_hold()
+    held = {address: Change(None, True)}
+    path.apply({LAN: NetworkDelta(addresses=held, sources={"wan": Change(None, address)})})
+    access_point.send_udp(ANN, ANN_IP)
+    assert "dst=203.0.113.21" in run("conntrack", "-L", "-f", "ipv4")
+    assert "conntrack entries of 1 flows of addresses that move" in path.remove(moving)
+    assert "dst=203.0.113.21" not in run("conntrack", "-L", "-f", "ipv4")
 
 
 def test_a_full_conntrack_table_is_said(
