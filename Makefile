@@ -10,7 +10,7 @@ DEVELOPMENT := .venv/.installed-dev
 COMPARED := .venv/.installed-bench
 SHELL_SCRIPTS = $(shell grep -lE '^\#!.*\b(ba)?sh\b' scripts/* .ci/run)
 
-.PHONY: help setup setup-dev demo test soak bench bench-quick bench-roam lint proto clean
+.PHONY: help setup setup-dev demo test chaos soak bench bench-quick bench-roam lint proto clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ demo: $(RUNTIME) ## a download while its client roams over three APs, without an
 
 test: $(DEVELOPMENT) ## all tests: unit, sequences, contract, network namespaces
 	scripts/in-userns .venv/bin/pytest $(PYTEST_ARGS)
+
+chaos: $(DEVELOPMENT) ## power cuts, partitions, killed agents from a seed (CHAOS_ARGS="--seconds 120 --seed 7")
+	scripts/in-userns .venv/bin/python -m tests.chaos $(CHAOS_ARGS)
 
 soak: $(DEVELOPMENT) ## real applications at once, their clients roaming at random (SOAK_ARGS=--seconds=120)
 	scripts/in-userns .venv/bin/python -m tests.soak $(SOAK_ARGS)
@@ -49,7 +52,7 @@ proto: $(DEVELOPMENT) ## generate apagent/v1 from the proto files
 	.venv/bin/python scripts/proto
 
 clean: ## remove what these targets made
-	rm -rf .venv build dist apagent.egg-info demo-out soak-out bench-out
+	rm -rf .venv build dist apagent.egg-info demo-out soak-out bench-out chaos-out
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find apagent tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
 

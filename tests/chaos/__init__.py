@@ -1,0 +1,1 @@
+"""Everything breaks, at random but from a seed: `make chaos`, or `python -m tests.chaos`."""
