@@ -420,6 +420,12 @@ def test_only_a_fresh_table_holds_back(open_table: Callable[[], NftTable]) -> No
     assert held() == []
 
 
+def test_a_table_that_was_never_filled_holds_back(open_table: Callable[[], NftTable]) -> None:
+    run("nft", "add", "table", "inet", "apagent")
+    _, fresh = open_table().prepare(DOMAIN)
+    assert (fresh, held()) == (True, ["br-lan"])
+
+
 def test_a_restart_does_not_lengthen_the_hold(open_table: Callable[[], NftTable]) -> None:
     brief = replace(DOMAIN, sync_timeout_s=0.5)
     begin = time.monotonic()

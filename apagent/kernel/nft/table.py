@@ -117,8 +117,10 @@ class NftTable:
         """
         changed: list[str] = []
         with self._netlink.noting(changed):
-            fresh = self._own(domain.table)
+            self._own(domain.table)
             installed = read_installed(self._netlink, domain.table)
+            # An empty table was made a moment ago, or by an agent that died before it was filled.
+            fresh = installed is None or not installed.chains
             changes = plan(self._ruleset_of(domain), installed) if installed else []
             if fresh:
                 changes += self._hold(domain)
@@ -235,8 +237,8 @@ class NftTable:
             self._ruleset = Ruleset(domain)
         return self._ruleset
 
-    def _own(self, table: str) -> bool:
-        """Make the table or adopt it; returns whether it is new.
+    def _own(self, table: str) -> None:
+        """Make the table or adopt it.
 
         The kernel refuses changes of base chains in the transaction that adopts a table, so this
         is one of its own.
@@ -249,7 +251,7 @@ class NftTable:
             if (installed.flags, installed.owner) != (flags, owner):
                 self._transact(table, [messages.new_table(table, flags)])
             self.is_owned = bool(flags)
-            return False
+            return
         self.is_owned = True
         try:
             self._transact(table, [messages.new_table(table, messages.OWNED)])
@@ -258,7 +260,6 @@ class NftTable:
                 raise
             self.is_owned = False
             self._transact(table, [messages.new_table(table, 0)])
-        return True
 
     def _transact(self, table: str, batch: Sequence[Message]) -> None:
         try:
