@@ -15,6 +15,7 @@ from collections.abc import Callable
 from functools import partial
 
 from apagent.core.effects import (
+    AskClient,
     Effect,
     EndFlows,
     ForgetClient,
@@ -41,6 +42,10 @@ _Step = tuple[Event, list[Effect]]
 WELCOME_AGAIN_S = (0.05, 0.2)
 """When an arriving client is told again where the gateway is: a frame that comes before its radio
 or its keys are ready is lost, and the client would ask again only after a second."""
+
+
+ASK_S = (0.0, 0.5)
+"""When a client is asked whether it is here, for the same reason."""
 
 
 class Shell:
@@ -130,6 +135,10 @@ class Shell:
                     self._later(delay_s, partial(self._welcome_again, joined))
             case ForgetClient() as left:
                 self._attempt(lambda: kernel.forget_client(left.network, left.mac, left.addresses))
+            case AskClient() as here:
+                ask = partial(kernel.ask_client, here.network, here.mac, here.addresses)
+                for delay_s in ASK_S:
+                    self._later(delay_s, partial(self._attempt, ask))
             case EndFlows() as lost:
                 self._attempt(lambda: self._flows.end(lost.network, lost.flows))
             case NoteSync():

@@ -51,6 +51,19 @@ class ForgetClient:
 
 
 @dataclass(frozen=True, slots=True)
+class AskClient:
+    """Ask a client by ARP whether it is here after all; its answer is a sighting.
+
+    An earlier run has left it here, and another AP claims it. It may have come to us when nobody
+    was there to claim it, or its claim died with that run before any peer had heard it.
+    """
+
+    network: NetworkName
+    mac: Mac
+    addresses: tuple[IPv4Address, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class EndFlows:
     """Delete our own conntrack entries of these flows.
 
@@ -154,6 +167,7 @@ class NoteSync:
 Effect = (
     Publish
     | ForgetClient
+    | AskClient
     | EndFlows
     | WelcomeClient
     | ProbeAddress

@@ -57,6 +57,11 @@ class ArpAnnouncer:
         """Ask who uses an address, without saying that we do (RFC 5227, section 2.1.1)."""
         self._send(self._bind(), _BROADCAST, _REQUEST, _NO_ADDRESS, _NO_MAC, address)
 
+    def ask_client(self, client: Mac, address: IPv4Address, us: IPv4Address) -> None:
+        """Ask one client, as `us`, for its own address."""
+        to = bytes.fromhex(client.replace(":", ""))
+        self._send(self._bind(), to, _REQUEST, us, _NO_MAC, address)
+
     def mac(self) -> bytes:
         """The interface's own MAC."""
         return self._bind()

@@ -127,6 +127,13 @@ class LinuxDataPath:
         if not left.isolate_clients:
             self._announcer(left.client_interface).tell_all(addresses)
 
+    def ask_client(self, network: NetworkName, mac: Mac, addresses: Iterable[IPv4Address]) -> None:
+        """Ask a client by ARP for its addresses."""
+        asked = self._domain.network_by_name[network]
+        announcer = self._announcer(asked.client_interface)
+        for address in addresses:
+            announcer.ask_client(mac, address, asked.gateway)
+
     def welcome_client(
         self,
         network: NetworkName,

@@ -125,6 +125,12 @@ class DataPath(Protocol):
         the gateway now. Raises KernelFault.
         """
 
+    def ask_client(self, network: NetworkName, mac: Mac, addresses: Iterable[IPv4Address]) -> None:
+        """Ask a client by ARP for its addresses: what it answers is a sighting, if it is here.
+
+        Raises KernelFault.
+        """
+
     def welcome_client(
         self,
         network: NetworkName,

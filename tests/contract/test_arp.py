@@ -99,6 +99,14 @@ def test_isolated_clients_are_not_told_of_each_other(path: LinuxDataPath, ann: W
     assert until_goodbye(path, ann) == []
 
 
+def test_a_client_is_asked_whether_it_is_here(path: LinuxDataPath, ann: Wire, ben: Wire) -> None:
+    path.ask_client(LAN, ANN, [ANN_IP, DAN_IP])
+    assert until_goodbye(path, ann) == [
+        Arp(ANN, REQUEST, GATEWAY_MAC, GATEWAY, NOBODY, address) for address in (ANN_IP, DAN_IP)
+    ]
+    assert until_goodbye(path, ben) == []
+
+
 def test_a_client_interface_that_is_gone_or_new(path: LinuxDataPath, stack: ExitStack) -> None:
     path.welcome_client(LAN, ANN, [ANN_IP], [])
     run("ip", "link", "del", "br-lan")

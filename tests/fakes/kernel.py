@@ -59,6 +59,8 @@ class FakeKernel:
     """What the next `prepare` says that it changed; it is said once."""
     forgotten: list[tuple[NetworkName, Mac]] = field(default_factory=list)
     """Every client that `forget_client` was given, in order."""
+    asked: list[tuple[NetworkName, Mac]] = field(default_factory=list)
+    """Every client that `ask_client` was given, in order."""
     welcomed: list[tuple[NetworkName, Mac]] = field(default_factory=list)
     """Every client that `welcome_client` was given, in order."""
     poked: list[tuple[NetworkName, dict[Mac, tuple[FlowKey, ...]]]] = field(default_factory=list)
@@ -156,6 +158,10 @@ class FakeDataPath:
     ) -> None:
         self._raise_fault("forget_client")
         self.kernel.forgotten.append((self._prepared.network_by_name[network].name, mac))
+
+    def ask_client(self, network: NetworkName, mac: Mac, addresses: Iterable[IPv4Address]) -> None:
+        self._raise_fault("ask_client")
+        self.kernel.asked.append((self._prepared.network_by_name[network].name, mac))
 
     def welcome_client(
         self,
