@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import os
 import sys
@@ -119,8 +120,8 @@ def _cleanup(arguments: argparse.Namespace) -> int:
     from apagent import app  # noqa: PLC0415 - as above
     from apagent.kernel.linux import LinuxDataPath  # noqa: PLC0415 - as above
 
-    kernel = LinuxDataPath()
-    removed = kernel.remove(app.known_domain(load(arguments.config), kernel))
+    with contextlib.closing(LinuxDataPath()) as kernel:
+        removed = kernel.remove(app.known_domain(load(arguments.config), kernel))
     for line in removed:
         print(f"removed {line}")
     if not removed:

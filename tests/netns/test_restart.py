@@ -91,6 +91,7 @@ def _in_grace(lab: Lab, ap: str) -> bool:
 
 
 def _told(lab: Lab, ap: str) -> dict[str, Any]:
-    clients = [{key: client[key] for key in _CLIENT_KEYS} for client in ask(lab, ap, "clients")]
+    known = sorted(ask(lab, ap, "clients"), key=lambda client: str(client["mac"]))
+    clients = [{key: client[key] for key in _CLIENT_KEYS} for client in known]
     flows = sorted(tuple(flow.items()) for flow in ask(lab, ap, "flows"))
     return {"clients": clients, "flows": flows}
