@@ -185,7 +185,9 @@ def test_base_chains_hang_where_they_should(table: NftTable) -> None:
         'iifname "apv-lan" jump lan_from_tunnel',
         'iifname "br-zoo" jump zoo_from_client',
         'iifname "apv-zoo" jump zoo_from_tunnel',
+        "ip daddr 10.99.0.1 udp dport 4789 notrack",
     ]
+    assert chain("output")[-1] == "ip saddr 10.99.0.1 udp dport 4789 notrack"
     assert chain("learned_ways") == [
         "type filter hook prerouting priority dstnat + 10; policy accept;",
         "ip daddr 10.77.0.0/16 jump to_client",

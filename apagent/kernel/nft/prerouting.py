@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import chain
 
 from apagent.core.domain import Ap, Domain, Network
-from apagent.core.model import ICMP, TCP
+from apagent.core.model import ICMP, TCP, UDP
 from apagent.kernel.nft import expressions as e
 from apagent.kernel.nft import learning
 from apagent.kernel.nft.chain import (
@@ -37,7 +37,22 @@ def prerouting(domain: Domain) -> Chain:
             (*e.iifname(network.client_interface), *e.jump(names.from_client)),
             (*e.iifname(domain.device(network)), *e.jump(names.from_tunnel)),
         ]
+    rules.append(_untracked_tunnel(domain, e.DESTINATION_ADDRESS))
     return Chain("prerouting", tuple(rules), Hook("filter", PREROUTING, RAW))
+
+
+def _untracked_tunnel(domain: Domain, our_address: int) -> Expressions:
+    """Outer packets of the tunnel take no part in conntrack.
+
+    Each flow in the tunnel has a source port of its own (vxlan_xmit()), and would take a second
+    entry; and a full table would stop the tunnel.
+    """
+    return (
+        *e.address_is(our_address, domain.me.underlay),
+        *e.l4proto(UDP),
+        *e.destination_port(domain.tunnel_port),
+        *e.notrack(),
+    )
 
 
 def from_client(domain: Domain, network: Network) -> Chain:
@@ -207,4 +222,5 @@ def own_errors(domain: Domain) -> list[Chain]:
         (*e.oifname(network.uplink), *error, *e.jump(Names.of(network.name).own_error))
         for network in domain.networks
     )
-    return [*chains, Chain("output", rules, Hook("route", OUTPUT, RAW))]
+    tunnel = _untracked_tunnel(domain, e.SOURCE_ADDRESS)
+    return [*chains, Chain("output", (*rules, tunnel), Hook("route", OUTPUT, RAW))]
