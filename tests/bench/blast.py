@@ -14,6 +14,7 @@ import time
 from ipaddress import IPv4Address
 from pathlib import Path
 
+from apagent.lab.plan import SERVER_ADDRESS
 from tests.bench.load import Frames, Sender, frame, packet_socket
 
 _BATCH = 64
@@ -43,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     made.add_argument("--address", type=IPv4Address)
     options = made.parse_args(argv)
     sender = Sender(options.mac, options.gateway, options.address)
-    frames = Frames([frame(sender, _FLOW)] * _BATCH)
+    frames = Frames([frame(sender, _FLOW, SERVER_ADDRESS)] * _BATCH)
     packets = packet_socket(options.interface)
     _say({"event": "ready"})
     for line in sys.stdin:

@@ -27,7 +27,7 @@ _FIRST_REMOTE = int(IPv4Address("198.18.0.1"))
 REMOTES = "198.18.0.0/15"
 _TCP, _UDP = 6, 17
 _SYN = 0x02
-_REMOTE_PORT = 443
+REMOTE_PORT = 443
 
 _ETHERNET = struct.Struct(">6s6sH")
 _IPV4 = struct.Struct(">BBHHHBBHII")
@@ -82,17 +82,18 @@ def remote(number: int) -> int:
     return _FIRST_REMOTE + number // _PORTS
 
 
-def frame(sender: Sender, number: int) -> bytes:
-    """The first packet of flow `number`, with its Ethernet header."""
-    source, destination, kind = int(sender.address), remote(number), protocol(number)
+def frame(sender: Sender, number: int, to: IPv4Address | None = None) -> bytes:
+    """The first packet of flow `number`, with its Ethernet header; `to` names another server."""
+    source, kind = int(sender.address), protocol(number)
+    destination = remote(number) if to is None else int(to)
     length = _IPV4.size + _TCP_HEADER.size
     head = _IPV4.pack(0x45, 0, length, 0, 0, 64, kind, 0, source, destination)
     head = head[:10] + _checksum(head).to_bytes(2, "big") + head[12:]
     if kind == _UDP:
         size = _TCP_HEADER.size
-        body = _UDP_HEADER.pack(port(number), _REMOTE_PORT, size, 0).ljust(size, b"\0")
+        body = _UDP_HEADER.pack(port(number), REMOTE_PORT, size, 0).ljust(size, b"\0")
     else:
-        fields = (port(number), _REMOTE_PORT, number, 0, 0x50, _SYN, 65535)
+        fields = (port(number), REMOTE_PORT, number, 0, 0x50, _SYN, 65535)
         body = _TCP_HEADER.pack(*fields, 0, 0)
         pseudo = struct.pack(">IIHH", source, destination, kind, len(body))
         body = _TCP_HEADER.pack(*fields, _checksum(pseudo + body), 0)

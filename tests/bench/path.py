@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -15,19 +16,21 @@ from collections.abc import Callable, Iterator
 from statistics import median
 from typing import Any
 
+from apagent.lab import namespaces
 from apagent.lab.errors import LabError
 from apagent.lab.lab import Lab
 from apagent.lab.place import Place
-from apagent.lab.plan import FABRIC, GATEWAY_MAC, RADIO, SERVER, SERVER_ADDRESS
+from apagent.lab.plan import FABRIC, GATEWAY_MAC, INTERNET, RADIO, SERVER, SERVER_ADDRESS
 from tests.bench import static
 from tests.bench.contenders import CLIENT, prepare
-from tests.bench.generator import generating
+from tests.bench.load import REMOTE_PORT
 from tests.bench.rows import Row, compared
 from tests.bench.runner import Group, Result, Samples, Trial
 from tests.bench.scale import Scale
 from tests.bench.simulated import simulated
 
 _SETTLE_S = 1.0
+_ANSWER_S = 5.0
 _ROAM_AT_S, _COUNT_FROM_S = 1.0, 2.0
 _MEGA, _NANO = 1e6, 1e9
 
@@ -95,13 +98,17 @@ def _roamed(sessions: int, scale: Scale) -> Callable[[], Result]:
             prepare(plain)
             static.connect(plain)
             plain.roam(CLIENT, "ap2")
-            with generating(world.lab, CLIENT, "--first", 1, "--flows", 1) as opener:
-                opener.start()
-                opener.result()
-            world.wait_for_flows(sessions + 1)
-            world.lab.roam(CLIENT, "ap2")
-            time.sleep(_SETTLE_S)
-            costs = _take_turns(world.lab, plain, CLIENT, RADIO, scale)
+            with (
+                blasting(world.lab, CLIENT, RADIO) as one,
+                blasting(plain, CLIENT, RADIO) as other,
+            ):
+                establish(world.lab, one)
+                establish(plain, other)
+                world.wait_for_flows(sessions + 1)
+                world.lab.roam(CLIENT, "ap2")
+                time.sleep(_SETTLE_S)
+                with swallowed(world.lab), swallowed(plain):
+                    costs = _take_turns(one, other, scale)
             return {**costs, **_throughput(world.lab, plain, scale)}
 
     return measure
@@ -117,20 +124,46 @@ def _stays(scale: Scale) -> Callable[[], Result]:
         ):
             prepare(ours)
             prepare(plain)
-            return _take_turns(ours, plain, FABRIC, ours.plan.antenna("ap1").name, scale)
+            radio = ours.plan.antenna("ap1").name
+            with blasting(ours, FABRIC, radio) as one, blasting(plain, FABRIC, radio) as other:
+                establish(ours, one)
+                establish(plain, other)
+                with swallowed(ours), swallowed(plain):
+                    return _take_turns(one, other, scale)
 
     return measure
 
 
-def _take_turns(ours: Lab, plain: Lab, node: str, interface: str, scale: Scale) -> dict[str, Any]:
+def establish(lab: Lab, blaster: Blaster) -> None:
+    """Open the flow and have the server answer it once, so that it is established."""
+    with namespaces.inside(lab.namespace(SERVER)):
+        server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with server:
+        server.settimeout(_ANSWER_S)
+        server.bind((str(SERVER_ADDRESS), REMOTE_PORT))
+        blaster.send(1)
+        _, sender = server.recvfrom(1 << 16)
+        server.sendto(b"answer", sender)
+
+
+@contextlib.contextmanager
+def swallowed(lab: Lab) -> Iterator[None]:
+    """Let what is for the server vanish at its router, so that only the way there counts."""
+    route = ["blackhole", f"{SERVER_ADDRESS}/32"]
+    lab.run(INTERNET, ["ip", "route", "add", *route])
+    try:
+        yield
+    finally:
+        lab.run(INTERNET, ["ip", "route", "del", *route])
+
+
+def _take_turns(ours: Blaster, plain: Blaster, scale: Scale) -> dict[str, Any]:
     """CPU time per packet in both, in nanoseconds, and packets a second."""
-    with blasting(ours, node, interface) as one, blasting(plain, node, interface) as other:
-        for blaster in (one, other):
-            blaster.send(scale.turn_packets)
-        turns = [
-            (one.send(scale.turn_packets), other.send(scale.turn_packets))
-            for _ in range(scale.turns)
-        ]
+    for blaster in (ours, plain):
+        blaster.send(scale.turn_packets)
+    turns = [
+        (ours.send(scale.turn_packets), plain.send(scale.turn_packets)) for _ in range(scale.turns)
+    ]
     ns = [[_cost_ns(side) for side in turn] for turn in turns]
     rates = [[side["packets"] / side["took_s"] for side in turn] for turn in turns]
     return {

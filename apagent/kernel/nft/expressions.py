@@ -40,6 +40,8 @@ _META_IIFTYPE, _META_NFPROTO, _META_L4PROTO = 8, 15, 16
 _ARPHRD_ETHER = 1
 _NFPROTO_IPV4 = 2
 _TCP = 6
+_CT_STATE_ESTABLISHED = 0x02 | 0x04
+"""Established, or related to a flow that is."""
 _CT_STATE, _CT_STATE_INVALID, _CT_STATE_NEW, _CT_ZONE, _CT_EVENT_MASK = 0, 0x01, 0x08, 17, 18
 _EVENTS = 1 << 0 | 1 << 2 | 1 << 4
 """IPCT_NEW, _DESTROY and _ASSURED (linux/netfilter/nf_conntrack_common.h)."""
@@ -216,6 +218,15 @@ def ct_state_new() -> Expressions:
     return (
         _expression("ct", ("KEY", _CT_STATE), ("DREG", _register(0))),
         _mask(_U32.pack(_CT_STATE_NEW), bytes(4)),
+        _compare(bytes(4), _NEQ),
+    )
+
+
+def ct_state_established() -> Expressions:
+    """`ct state established,related`."""
+    return (
+        _expression("ct", ("KEY", _CT_STATE), ("DREG", _register(0))),
+        _mask(_U32.pack(_CT_STATE_ESTABLISHED), bytes(4)),
         _compare(bytes(4), _NEQ),
     )
 

@@ -57,7 +57,7 @@ def forward(domain: Domain) -> Chain:
     syn = (*tcp, *e.tcp_flags(e.SYN | e.RST, e.SYN))
     ending = (*tcp, *e.tcp_flags(e.FIN | e.RST, 0, negate=True))
     strays = ((*e.ct_state_new(), *e.not_first_of_tcp()), (*e.ct_state_invalid(), *ending))
-    rules: list[Expressions] = [(*syn, *e.jump("mss_clamp"))]
+    rules: list[Expressions] = [(*syn, *e.jump("mss_clamp")), *_established(domain)]
     for network in domain.networks:
         judge = Names.of(network.name).stray
         unsynced = (*e.iifname_in(UNSYNCED), *e.ct_state_new(), *e.l4proto(TCP, negate=True))
@@ -74,6 +74,16 @@ def forward(domain: Domain) -> Chain:
             *(_isolation(domain, network) if network.isolate_clients else ()),
         ]
     return Chain("forward", tuple(rules), Hook("filter", FORWARD, MANGLE))
+
+
+def _established(domain: Domain) -> Iterator[Expressions]:
+    """Packets of flows that go on, to and from the uplinks, have passed: the rest isn't for them.
+
+    They are nearly all packets, and each would pay for every rule by itself.
+    """
+    for uplink in dict.fromkeys(network.uplink for network in domain.networks):
+        yield (*e.ct_state_established(), *e.oifname(uplink), *e.return_())
+        yield (*e.ct_state_established(), *e.iifname(uplink), *e.return_())
 
 
 def _reported(network: Network) -> Iterator[Expressions]:
