@@ -41,7 +41,7 @@ from apagent.core.model import (
 )
 from apagent.errors import EventsLost, KernelFault
 from apagent.kernel import adoption
-from apagent.kernel.conntrack_filter import updates_of
+from apagent.kernel.conntrack_filter import wanted_events
 from apagent.kernel.port_flows import Changes, PortFlowReader
 from apagent.kernel.receive import BatchReceiver
 from apagent.kernel.wire import (
@@ -299,7 +299,7 @@ class LinuxFlowMonitor:
             _NETLINK_NETFILTER,
             groups if watched else (_GROUP_NEW, _GROUP_DESTROY),
             WANTED_BUFFER,
-            updates_of(watched) if watched else b"",
+            wanted_events((network.prefix for network in networks), watched),
         )
 
     def fileno(self) -> int:

@@ -13,7 +13,7 @@ import pytest
 from apagent.core.domain import Domain
 from apagent.core.model import TCP, UDP, FlowKey, Nat, Translation
 from apagent.kernel.conntrack import LinuxFlowMonitor
-from apagent.kernel.conntrack_filter import updates_of
+from apagent.kernel.conntrack_filter import wanted_events
 from apagent.kernel.nft import NftTable
 from apagent.kernel.wire import Netlink, split
 from tests.contract.conftest import run
@@ -117,7 +117,7 @@ def test_a_flow_to_a_forwarded_port_is_reported_as_little(stack: ExitStack) -> N
 
 def test_updates_of_others_flows_do_not_wake_us(stack: ExitStack) -> None:
     kernel = Kernel(stack, WITH_TAKEOVER)
-    ours = stack.enter_context(closing(Counted(updates_of([lan().prefix]))))
+    ours = stack.enter_context(closing(Counted(wanted_events([lan().prefix], [lan().prefix]))))
     run("ip", "route", "add", "10.78.0.0/16", "dev", "br-lan")
     other = kernel.router.open(TCP, 4242, client=NO_CLIENT)
     assert kernel.others.events() == ["new", "updated", "updated"]

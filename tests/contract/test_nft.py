@@ -198,9 +198,11 @@ def test_base_chains_hang_where_they_should(table: NftTable) -> None:
         "ip daddr 10.77.0.0/16 jump answer",
         "ip daddr 10.78.16.0/20 jump answer",
     ]
-    assert chain("forward")[:9] == [
+    assert chain("forward")[:11] == [
         "type filter hook forward priority mangle; policy accept;",
         "tcp flags syn / syn,rst jump mss_clamp",
+        'ct state established,related oifname "wan" return',
+        'ct state established,related iifname "wan" return',
         *(
             f'iifname "{device}" oifname "wan" ip saddr 10.77.0.0/16 {kind} jump lan_stray'
             for device in ("br-lan", "apv-lan")
