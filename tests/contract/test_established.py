@@ -121,9 +121,8 @@ def test_updates_of_others_flows_do_not_wake_us(stack: ExitStack) -> None:
     run("ip", "route", "add", "10.78.0.0/16", "dev", "br-lan")
     other = kernel.router.open(TCP, 4242, client=NO_CLIENT)
     assert kernel.others.events() == ["new", "updated", "updated"]
-    assert ours.events() == ["new"]
     kernel.router.close(other)
-    assert ours.events() == ["ended"]
+    assert ours.events() == []
     kernel.router.open(TCP, 4243)
     assert ours.events() == ["new", "updated"]
 
