@@ -129,6 +129,7 @@ class Follower:
             )
         yield from self._connect()
         self.deltas += 1
+        self._buckets = 0
         self._reach(message)
         yield PeerDelta(self.peer, message.clock, *statements)
 

@@ -54,7 +54,8 @@ class Publisher:
             if delta is None:
                 yield from self._snapshot()
             else:
-                self._sequence = delta.sequence
+                # From here on the subscriber holds more than its request said.
+                self._sequence, self._held = delta.sequence, None
                 yield self._deltas.message(self._version, self._epoch, delta)
 
     def _snapshot(self) -> Iterator[pb.FeedMessage]:

@@ -229,6 +229,27 @@ def test_beyond_the_log_the_difference_travels(many: tuple[Anchor, Subscriber]) 
     assert 2 * CAPACITY <= subscriber.follower.changes - received < 100
 
 
+def test_what_a_stream_has_told_is_held_when_it_falls_behind(
+    many: tuple[Anchor, Subscriber],
+) -> None:
+    anchor, subscriber = many
+    request = subscriber.follower.request(AP2)
+    publisher = Publisher(SharedDeltas(AP1), anchor.log, request.protocol_version, request)
+
+    def hear() -> None:
+        subscriber.feed = publisher.news()
+        subscriber.hear()
+
+    hear()
+    anchor.change(tcp(5000), NAT)
+    hear()
+    for port in range(5000, 5000 + 2 * CAPACITY):
+        anchor.change(tcp(port), None if port == 5000 else NAT)
+        anchor.change(tcp(port), None)
+    hear()
+    assert_equal(anchor, subscriber)
+
+
 def test_a_restarted_subscriber_with_a_good_map_changes_nothing_in_the_kernel(
     many: tuple[Anchor, Subscriber],
 ) -> None:
