@@ -130,7 +130,7 @@ class ClientTable:
             address
             for client in self
             if client.claim.ap != self._me
-            for address in client.claim.addresses
+            for address in sorted(client.claim.addresses)
         )
 
     def own_claims(self) -> list[Claim]:
@@ -149,7 +149,7 @@ class ClientTable:
 
     def places(self) -> dict[IPv4Address, Place]:
         """The place of every address that has one."""
-        addresses = {*self._named, *self._adopted}
+        addresses = dict.fromkeys((*self._named, *self._adopted))
         return {address: self.place(address) for address in addresses}
 
     def merge(self, claim: Claim, now: float) -> Client | None:
@@ -255,7 +255,7 @@ class ClientTable:
 
     def _name_addresses(self, claim: Claim, before: frozenset[IPv4Address]) -> None:
         after = frozenset() if claim.released or claim.withdrawn else claim.addresses
-        for address in before | after:
+        for address in sorted(before | after):
             self._touch(address)
         for address in before - after:
             self._named[address].discard(claim.mac)

@@ -126,7 +126,7 @@ class Engine:
         self.clock = max(self.clock, self.anchoring.anchors.clock)
         for name, tables in self.sessions.items():
             if tables.lost:
-                self._effects.append(EndFlows(name, tuple(tables.lost)))
+                self._effects.append(EndFlows(name, tuple(sorted(tables.lost))))
                 tables.lost.clear()
         effects, self._effects = self._effects, []
         stated = self.anchoring.statement_if_changed()
@@ -228,7 +228,7 @@ class Engine:
         for socket, ap in event.sockets.items():
             # Which of its flows, or a port forward, holds the socket isn't known: any will do.
             by_anchor.setdefault(ap, {})[standing_of(socket)] = UNKNOWN_NAT
-        for ap in by_anchor.keys() & self.peers.keys():
+        for ap in sorted(by_anchor.keys() & self.peers.keys()):
             self.sessions[event.network].apply(ap, by_anchor[ap])
         self.clients[event.network].adopt_routes(
             {address: ap for address, ap in event.routes.items() if ap in self.peers},
@@ -262,6 +262,10 @@ class Engine:
     def _(self, event: ClientAged) -> None:
         clients = self.clients[event.network]
         client = clients.get(event.mac)
+        if self._seen_early:
+            gone = event.network, event.mac
+            early = [seen for seen in self._seen_early if (seen.network, seen.mac) != gone]
+            self._seen_early = deque(early, MAX_EARLY_SIGHTINGS)
         if client is not None and client.claim.ap == self.me:
             clients.aged[event.mac] = None
             self._release_silent(event.network)
@@ -488,7 +492,7 @@ class Engine:
         self.in_sync = True
         self.anchoring.reach_sync()
         for clients in self.clients.values():
-            for client in list(clients):
+            for client in tuple(clients):
                 claim = client.claim
                 if claim.ap == self.me and claim.generation == 0:
                     held = clients.addresses(client)

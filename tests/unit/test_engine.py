@@ -472,6 +472,15 @@ def test_a_client_that_left_during_the_restart_is_given_up() -> None:
     assert at(e) == AP2
 
 
+def test_what_ages_before_sync_is_not_claimed_at_sync() -> None:
+    e = restarted()
+    e.step(seen(), 0.0)
+    e.step(PeerSnapshot(AP2, 41, claims=(claim(AP2, 41),)), 0.0)
+    e.step(ClientAged(LAN, ANN), 0.0)
+    assert not claims(e.step(PeerSnapshot(AP3, 40), 0.0))
+    assert at(e) == AP2
+
+
 def test_a_client_seen_live_before_sync_is_claimed_at_sync() -> None:
     e = restarted()
     e.step(seen(), 0.0)
