@@ -10,7 +10,7 @@ DEVELOPMENT := .venv/.installed-dev
 COMPARED := .venv/.installed-bench
 SHELL_SCRIPTS = $(shell grep -lE '^\#!.*\b(ba)?sh\b' scripts/* .ci/run)
 
-.PHONY: help setup setup-dev demo test chaos soak bench bench-quick bench-roam lint proto clean
+.PHONY: help setup setup-dev demo test simulate chaos soak bench bench-quick bench-roam lint proto clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ demo: $(RUNTIME) ## a download while its client roams over three APs, without an
 
 test: $(DEVELOPMENT) ## all tests: unit, sequences, contract, network namespaces
 	scripts/in-userns .venv/bin/pytest $(PYTEST_ARGS)
+
+simulate: $(DEVELOPMENT) ## thousands of simulated roam domains (SIMULATE_ARGS="--seeds 0-99 --aps 50")
+	.venv/bin/python -m tests.simulation $(SIMULATE_ARGS)
 
 chaos: $(DEVELOPMENT) ## power cuts, partitions, killed agents from a seed (CHAOS_ARGS="--seconds 120 --seed 7")
 	scripts/in-userns .venv/bin/python -m tests.chaos $(CHAOS_ARGS)
