@@ -58,32 +58,39 @@ class AnchorRules:
 class _Holders(Generic[_K]):
     """Who has a key, of all that have tables.
 
-    Nearly every key is one AP's alone, and one dictionary tells whose, however many APs there are.
+    Nearly every key is one AP's alone. Of a peer's, one dictionary tells whose, however many APs
+    there are; our own are in no dictionary but our table.
     """
 
-    def __init__(self, tables: Mapping[ApId, Mapping[_K, object]]) -> None:
+    def __init__(self, me: ApId, tables: Mapping[ApId, Mapping[_K, object]]) -> None:
+        self._me = me
         self._tables = tables
-        self.first: dict[_K, ApId] = {}
-        """An AP that has the key."""
+        self.peer: dict[_K, ApId] = {}
+        """A peer that has the key."""
         self.shared: set[_K] = set()
         """Keys that others have, too."""
 
-    def only(self, ap: ApId, key: _K) -> bool:
-        """Whether nobody but `ap` has the key."""
-        return self.first.get(key, ap) == ap and key not in self.shared
-
     def add(self, ap: ApId, key: _K) -> None:
         """`ap`, which didn't have the key, has it now."""
-        if self.first.setdefault(key, ap) != ap:
+        if ap == self._me:
+            shared = key in self.peer
+        else:
+            shared = self.peer.setdefault(key, ap) != ap or key in self._tables[self._me]
+        if shared:
             self.shared.add(key)
 
-    def remove(self, key: _K) -> None:
-        """An AP has it no more, nor does its table hold it."""
+    def remove(self, ap: ApId, key: _K) -> None:
+        """`ap` has it no more, nor does its table hold it."""
         if key not in self.shared:
-            del self.first[key]
+            if ap != self._me:
+                del self.peer[key]
             return
         left = [other for other, table in self._tables.items() if key in table]
-        self.first[key] = left[0]
+        peers = [other for other in left if other != self._me]
+        if peers:
+            self.peer[key] = peers[0]
+        else:
+            del self.peer[key]
         if len(left) == 1:
             self.shared.remove(key)
 
@@ -101,8 +108,8 @@ class SessionTables:
         self._digests = {ap: TableDigest() for ap in self._tables}
         self._sockets: dict[ApId, dict[SocketKey, int]] = {ap: {} for ap in self._tables}
         self._by_client: dict[ApId, dict[bytes, int]] = {ap: {} for ap in self._tables}
-        self._holders = _Holders(self._tables)
-        self._socket_holders = _Holders(self._sockets)
+        self._holders = _Holders(me, self._tables)
+        self._socket_holders = _Holders(me, self._sockets)
         self._standing: dict[bytes, dict[ApId, int]] = {}
         self.touched_flows: dict[FlowKey, ApId | None] = {}
         """Flows whose anchor may have changed -> the anchor before (None: ours or nobody's)."""
@@ -155,9 +162,12 @@ class SessionTables:
     def anchor(self, key: FlowKey) -> ApId | None:
         """The peer that the kernel should send this flow's packets to; None: none."""
         if key not in self._holders.shared:
-            return self._unless_ours(self._holders.first.get(key))
+            return self._alone(self._holders.peer.get(key), key in self._tables[self._me])
         held = ((ap, table[key]) for ap, table in self._tables.items() if key in table)
         return self._unless_ours(min(held, key=self._rank)[0])
+
+    def _alone(self, peer: ApId | None, ours: bool) -> ApId | None:  # noqa: FBT001 - private
+        return self._me if ours and self.rules.exposed else peer
 
     def _unless_ours(self, ap: ApId | None) -> ApId | None:
         return None if ap == self._me and not self.rules.exposed else ap
@@ -172,7 +182,8 @@ class SessionTables:
     def socket_anchor(self, socket: SocketKey) -> ApId | None:
         """The peer that the kernel should send this socket's new flows to; None: none."""
         if socket not in self._socket_holders.shared:
-            return self._unless_ours(self._socket_holders.first.get(socket))
+            ours = socket in self._sockets[self._me]
+            return self._alone(self._socket_holders.peer.get(socket), ours)
         if socket in self._sockets[self._me]:
             return self._unless_ours(self._me)
         held = [ap for ap, sockets in self._sockets.items() if socket in sockets]
@@ -263,7 +274,7 @@ class SessionTables:
     def _close(self, ap: ApId, key: FlowKey) -> None:
         self._touch_flow(ap, key)
         del self._tables[ap][key]
-        self._holders.remove(key)
+        self._holders.remove(ap, key)
         client, standing = client_of(key), is_standing(key)
         if standing:
             _decrement(self._standing[client], ap)
@@ -289,7 +300,7 @@ class SessionTables:
             return
         self._touch_socket(ap, socket)
         del sockets[socket]
-        self._socket_holders.remove(socket)
+        self._socket_holders.remove(ap, socket)
 
     def _find_lost(self, ap: ApId | None, changed: Iterable[FlowKey]) -> None:
         """Note which of our flows `changed` are lost now, by what `ap` said of them."""
@@ -315,13 +326,13 @@ class SessionTables:
         """
         if key in self.touched_flows or is_standing(key):
             return
-        if ap != self._me or self.rules.exposed or not self._holders.only(ap, key):
+        if ap != self._me or self.rules.exposed or key in self._holders.peer:
             self.touched_flows[key] = self.anchor(key)
 
     def _touch_socket(self, ap: ApId, socket: SocketKey) -> None:
         if socket in self.touched_sockets:
             return
-        if ap != self._me or self.rules.exposed or not self._socket_holders.only(ap, socket):
+        if ap != self._me or self.rules.exposed or socket in self._socket_holders.peer:
             self.touched_sockets[socket] = self.socket_anchor(socket)
 
 
