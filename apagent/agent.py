@@ -77,8 +77,10 @@ class Agent:
 
     def adopt(self) -> None:
         """Read what is there: own flows, earlier forwarding state, clients. Raises KernelFault."""
+        # Half the time of either listing is the kernel's, in which the other one gets on.
+        listing = self._collector.submit(self._flows.dump)
         installed = self._kernel.read()
-        events: list[Event] = [FlowsListed(self._flows.dump())]
+        events: list[Event] = [FlowsListed(listing.result())]
         for name, state in installed.items():
             events.append(
                 KernelAdopted(
