@@ -157,6 +157,7 @@ class AnchorWork:
 
     def _conclude(self, nat: NatAddress) -> None:
         if nat in self._asked:
+            self._segment.stop_probing(nat)
             self._emit(AddressProbed(nat, self._asked.pop(nat)))
 
     # --- flows

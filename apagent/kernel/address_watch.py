@@ -47,6 +47,10 @@ class LinuxAddressWatch:
         self._asking.add(nat)
         self._announcer(nat.network).ask(nat.address)
 
+    def stop_probing(self, nat: NatAddress) -> None:
+        """From now on another machine that asks, too, is no conflict."""
+        self._asking.discard(nat)
+
     def announce(self, nat: NatAddress) -> None:
         """Say that we use it. Raises KernelFault."""
         self._watch(nat)

@@ -299,6 +299,9 @@ class AddressWatch(Protocol):
     def probe(self, nat: NatAddress) -> None:
         """Ask who uses the address, without saying that we would. Raises KernelFault."""
 
+    def stop_probing(self, nat: NatAddress) -> None:
+        """The answer is clear: from now on another machine that asks, too, is no conflict."""
+
     def announce(self, nat: NatAddress) -> None:
         """Say that we use it. Raises KernelFault."""
 

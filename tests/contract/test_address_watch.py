@@ -89,6 +89,17 @@ def test_of_two_that_ask_at_once_the_lower_mac_goes_first(
     assert heard(watch, 0.5) == ([(NAT, mac)] if uses else [])
 
 
+def test_who_has_asked_in_vain_is_not_disturbed_by_another_question(
+    watch: LinuxAddressWatch, neighbour: int
+) -> None:
+    """By then the address is ours, and whoever asks for it gets our answer."""
+    run_inside(neighbour, "ip", "link", "set", "internet", "address", LOW)
+    watch.probe(NAT)
+    watch.stop_probing(NAT)
+    say(neighbour, f"arp.ask(IPv4Address('{NAT.address}'))")
+    assert heard(watch, 0.3) == []
+
+
 def test_a_question_about_an_address_that_we_use_is_no_conflict(
     watch: LinuxAddressWatch, neighbour: int
 ) -> None:

@@ -58,9 +58,14 @@ class Parts:
         self.heard: list[tuple[NatAddress, Mac]] = []
         self.fault: KernelFault | None = None
         self.events: list[Event] = []
+        self.clear: list[NatAddress] = []
+        """Addresses that are no longer asked for."""
 
     def probe(self, what: object = None) -> None:
         self._note("probe", what)
+
+    def stop_probing(self, nat: NatAddress) -> None:
+        self.clear.append(nat)
 
     def announce(self, nat: NatAddress) -> None:
         self._note("announce", nat)
@@ -139,6 +144,7 @@ def test_an_address_that_nobody_answers_for_is_free(made: Made) -> None:
     made.clock.pass_s(1.0)
     assert made.others.calls == [("probe", ADDRESS)] * anchor_work.ARP_PROBES
     assert made.events == [AddressProbed(ADDRESS, None)]
+    assert made.others.clear == [ADDRESS]
 
 
 def test_one_answer_is_enough_and_no_more_is_asked(made: Made) -> None:
