@@ -101,7 +101,8 @@ class World:
             self.effects[ap] += self.engines[ap].step(event, 0.0)
         self._align(ap)
         for other in self.ids:
-            if other != ap and other in self.engines:
+            is_cut = frozenset({ap, other}) in self.unheard
+            if other != ap and other in self.engines and not is_cut:
                 self.connect(ap, other)
 
     def connect(self, one: ApId, two: ApId) -> None:

@@ -47,6 +47,9 @@ class DeadAnchors:
         """Whether a successor of a dead anchor may still be on its way."""
         if self._round - self._since.get((ap, network), self._round) >= PATIENCE_ROUNDS:
             return False
+        if ap not in (self.book.me, *self.book.statements):
+            # Not heard since our start: what it held isn't known, nor who may succeed it.
+            return self.book.takes_over(self.book.me, network)
         return any(
             self.book.successor(nat, ap, None) is not None
             for nat in self.book.stated_holds(ap, network)

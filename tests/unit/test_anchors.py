@@ -12,6 +12,7 @@ from apagent.core.events import (
     PeerDisconnected,
     ReclaimRequested,
     Source,
+    SyncTimedOut,
 )
 from apagent.core.model import ApId
 from tests.anchors_world import FOREIGN_MAC, World, home
@@ -114,6 +115,19 @@ def test_without_a_successor_flows_wait_no_longer_than_they_must() -> None:
     world.refuse_adoption = False
     world.rounds(15)
     assert world.way(AP2, tcp(1)) == successor(world, AP1)
+
+
+def test_flows_of_an_anchor_that_a_restarted_agent_has_not_heard_wait_as_well() -> None:
+    world = World()
+    world.open(AP1, tcp(1))
+    world.cut_control(AP1, AP2)
+    world.restart(AP2)
+    world.give(AP2, SyncTimedOut())
+    world.unreachable.add(frozenset({AP1, AP2}))
+    world.rounds(DEAD_ROUNDS + PATIENCE - 2)
+    assert world.way(AP2, tcp(1)) == AP1
+    world.rounds(3)
+    assert world.way(AP2, tcp(1)) == AP2
 
 
 def test_clients_that_only_listen_are_roused_when_their_anchor_is_given_up() -> None:
@@ -322,6 +336,7 @@ def test_an_agent_that_was_restarted_while_it_was_succeeded_yields() -> None:
     assert left.addresses
     world.down.clear()
     world.unreachable.clear()
+    world.unheard.clear()
     world.restart(AP1)
     assert world.owners(home(AP1)) == [AP2]
     assert world.way(AP1, tcp(1)) == AP2
