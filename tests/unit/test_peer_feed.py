@@ -48,6 +48,7 @@ NETWORK = Network(
     LAN, "br-lan", IPv4Network("10.77.0.0/16"), IPv4Address("10.77.0.1"), 77, "wan", None
 )
 NAT = Translation(IPv4Address("192.0.2.1"), 50000).packed
+OTHER_NAT = Translation(IPv4Address("192.0.2.1"), 50001).packed
 CLAIM = Claim(LAN, Mac("02:00:00:00:00:01"), PEER, 1, frozenset({IPv4Address("10.77.0.2")}))
 LOOPBACK = "127.0.0.1"
 PATIENCE_S = 10.0
@@ -288,12 +289,37 @@ def test_a_snapshot_holds_part_by_part_and_lets_others_run() -> None:
         ap = PeerAp()
         ap.open(*range(1, 5001))
         async with started(ap), running(ap.port) as subscriber:
-            await subscriber.until(lambda: subscriber.feed.snapshots == 1)
-            parts = [event for event in subscriber.events if isinstance(event, PeerPart)]
-            assert sum(len(part.tables[LAN]) for part in parts) == 5000
-            assert len(parts) == 10
+            turns = await turns_between_parts(subscriber, lambda: subscriber.feed.snapshots == 1)
+            assert len(turns) == 10
+            assert len(subscriber.sessions) == 5000
+
+            await ap.stop()
+            again = PeerAp(epoch=2)
+            again.change({key(port): OTHER_NAT for port in range(1, 5001)})
+            again.port = ap.port
+            async with started(again):
+                turns = await turns_between_parts(
+                    subscriber, lambda: subscriber.feed.differences == 1
+                )
+                assert len(turns) >= 10
+                assert subscriber.sessions == again.sessions
 
     asyncio.run(main())
+
+
+async def turns_between_parts(subscriber: Subscriber, done: Callable[[], bool]) -> list[int]:
+    """How often another task had its turn before each part; it always had one."""
+    turns: list[int] = []
+    parts = 0
+    while not done():
+        await asyncio.sleep(0)
+        now = sum(isinstance(event, PeerPart) for event in subscriber.events)
+        assert now - parts <= 1, "two parts, and nobody else had a turn"
+        if now != parts:
+            turns.append(now)
+        parts = now
+    subscriber.events.clear()
+    return turns
 
 
 def test_what_was_heard_of_a_snapshot_that_broke_off_stays() -> None:
