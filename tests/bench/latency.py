@@ -31,13 +31,13 @@ _SIDES = ("apagent", "conntrackd")
 def groups(scale: Scale) -> list[Group]:
     """One group: all rates, with one peer against conntrackd, and with more."""
     trials = []
-    for rate in _RATES:
+    for rate in scale.latency_rates:
         for peers in scale.latency_peers:
             case = _case(rate, peers)
             trials.append(Trial(case, "apagent", _measure(_apagent(peers), rate, scale)))
             if peers == 1:
                 trials.append(Trial(case, "conntrackd", _measure(Conntrackd, rate, scale)))
-    return [Group("latency", scale.rounds, trials, _rows, _charts)]
+    return [Group("latency", scale.few, trials, _rows, _charts)]
 
 
 def _apagent(peers: int) -> Callable[[], contextlib.AbstractContextManager[Contender]]:

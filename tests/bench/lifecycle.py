@@ -30,12 +30,11 @@ def groups(scale: Scale) -> list[Group]:
     """A group for each, since they take long."""
     sessions = f"{scale.many_sessions:,} sessions"
     idle = f"{scale.idle_aps - 1} peers, {scale.idle_clients} clients"
-    few = max(1, scale.rounds // 2)
     return [
         Group("restart", scale.rounds, [Trial(sessions, "apagent", _restart(scale))], _start_rows),
         Group(
             "memory",
-            few,
+            scale.few,
             [
                 Trial(sessions, "apagent", _memory(Apagent, scale)),
                 Trial(sessions, "conntrackd", _memory(Conntrackd, scale)),

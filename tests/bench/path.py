@@ -41,10 +41,9 @@ def groups(scale: Scale) -> list[Group]:
         Trial(f"{sessions:,} sessions", "both", _roamed(sessions, scale))
         for sessions in scale.path_sessions
     ]
-    rounds = max(1, scale.rounds // 2)
     return [
-        Group("path-roamed", rounds, roamed, lambda samples: _roamed_rows(samples, scale)),
-        Group("path-stays", rounds, [Trial("one flow", "both", _stays(scale))], _stays_rows),
+        Group("path-roamed", 1, roamed, lambda samples: _roamed_rows(samples, scale)),
+        Group("path-stays", scale.few, [Trial("one flow", "both", _stays(scale))], _stays_rows),
     ]
 
 

@@ -36,7 +36,7 @@ def groups(scale: Scale) -> list[Group]:
     highest = [Trial("ramp", side, _highest(MAKERS[side], scale)) for side in SIDES]
     return [
         Group("replication-cpu", scale.rounds, cost, _cost_rows),
-        Group("replication-rate", scale.rounds, highest, _highest_rows),
+        Group("replication-rate", scale.few, highest, _highest_rows),
     ]
 
 

@@ -25,7 +25,7 @@ def groups(scale: Scale) -> list[Group]:
         for side, measure in zip(SIDES, (_with_agents, _by_hand), strict=True)
     ]
     return [
-        Group("roam", scale.rounds, trials, lambda s: _rows(s, scale), lambda s: _charts(s, scale))
+        Group("roam", scale.few, trials, lambda s: _rows(s, scale), lambda s: _charts(s, scale))
     ]
 
 

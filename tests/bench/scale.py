@@ -10,6 +10,9 @@ class Scale:
     """Sizes of all measurements."""
 
     rounds: int
+    """Of what is cheap to measure."""
+    few: int
+    """Rounds of what takes longer."""
     load_s: float
     """How long flows come at a rate."""
     burst: int
@@ -20,6 +23,7 @@ class Scale:
     """Rates that are tried, upwards."""
     ramp_s: float
     latency_s: float
+    latency_rates: tuple[int, ...]
     latency_peers: tuple[int, ...]
     growth_peers: tuple[int, ...]
     growth_sessions: tuple[int, ...]
@@ -41,54 +45,58 @@ class Scale:
 
 
 FULL = Scale(
-    rounds=5,
+    rounds=3,
+    few=2,
     load_s=6.0,
     burst=100_000,
     most_flows=200_000,
-    ramp=(10_000, 15_000, 20_000, 25_000, 30_000, 35_000, 40_000, 50_000, 60_000, 80_000),
-    ramp_s=4.0,
-    latency_s=5.0,
+    ramp=(15_000, 20_000, 25_000, 30_000, 40_000, 50_000, 60_000),
+    ramp_s=2.5,
+    latency_s=4.0,
+    latency_rates=(1_000, 10_000, 20_000),
     latency_peers=(1, 3, 8),
     growth_peers=(3, 10, 30, 100),
     growth_sessions=(1_000, 10_000, 100_000, 1_000_000),
     growth_flows=20_000,
     path_sessions=(1, 1_000_000),
-    turns=40,
-    turn_packets=50_000,
-    iperf_runs=5,
-    iperf_s=4.0,
+    turns=24,
+    turn_packets=30_000,
+    iperf_runs=3,
+    iperf_s=3.0,
     roam_sessions=(1, 1_000, 100_000),
     roams=60,
     roam_dwell_s=0.1,
     many_sessions=100_000,
     idle_aps=21,
     idle_clients=200,
-    idle_settle_s=20.0,
-    idle_s=60.0,
+    idle_settle_s=15.0,
+    idle_s=45.0,
 )
 QUICK = Scale(
     rounds=1,
-    load_s=1.5,
+    few=1,
+    load_s=1.0,
     burst=30_000,
     most_flows=60_000,
-    ramp=(20_000, 40_000),
+    ramp=(20_000,),
     ramp_s=1.0,
     latency_s=1.0,
+    latency_rates=(10_000,),
     latency_peers=(1,),
-    growth_peers=(3, 10),
+    growth_peers=(3,),
     growth_sessions=(1_000, 10_000),
     growth_flows=5_000,
     path_sessions=(1,),
-    turns=10,
+    turns=6,
     turn_packets=20_000,
     iperf_runs=1,
-    iperf_s=2.0,
-    roam_sessions=(1, 1_000),
+    iperf_s=1.0,
+    roam_sessions=(1_000,),
     roams=12,
     roam_dwell_s=0.1,
     many_sessions=10_000,
     idle_aps=3,
     idle_clients=5,
-    idle_settle_s=2.0,
+    idle_settle_s=1.0,
     idle_s=5.0,
 )
