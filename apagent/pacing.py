@@ -13,9 +13,9 @@ from __future__ import annotations
 from asyncio import AbstractEventLoop, TimerHandle
 from collections.abc import Callable
 
-WANTED = 60
+WANTED = 50
 """Flows in a batch, as many as let the flows themselves be most of its cost."""
-SHORTEST_S, LONGEST_S = 0.005, 0.010
+SHORTEST_S, LONGEST_S = 0.004, 0.010
 
 
 def pause_s(flows: int, elapsed_s: float) -> float:

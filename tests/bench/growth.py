@@ -30,10 +30,9 @@ def groups(scale: Scale) -> list[Group]:
         Trial(f"{sessions:,} sessions", "hears", _hears(1, sessions, scale))
         for sessions in scale.growth_sessions
     ]
-    rounds = max(1, scale.rounds // 2)
     return [
-        Group("growth-peers", rounds, by_peers, lambda samples: _peer_rows(samples, scale)),
-        Group("growth-sessions", rounds, by_sessions, lambda s: _session_rows(s, scale)),
+        Group("growth-peers", 1, by_peers, lambda samples: _peer_rows(samples, scale)),
+        Group("growth-sessions", scale.few, by_sessions, lambda s: _session_rows(s, scale)),
     ]
 
 

@@ -41,9 +41,7 @@ def groups(scale: Scale) -> list[Group]:
             ],
             _memory_rows,
         ),
-        Group(
-            "idle", max(1, scale.rounds // 2), [Trial(idle, "apagent", _idle(scale))], _idle_rows
-        ),
+        Group("idle", 1, [Trial(idle, "apagent", _idle(scale))], _idle_rows),
     ]
 
 
