@@ -11,11 +11,21 @@ import fnmatch
 import sys
 from pathlib import Path
 
-from tests.bench import growth, latency, lifecycle, path, replication, report, resync, roaming
+from tests.bench import (
+    growth,
+    latency,
+    lifecycle,
+    path,
+    replication,
+    report,
+    resync,
+    roaming,
+    stages,
+)
 from tests.bench.runner import Group, Runner, say
 from tests.bench.scale import FULL, QUICK, Scale
 
-_MODULES = (replication, latency, roaming, path, lifecycle, resync, growth)
+_MODULES = (replication, latency, roaming, path, lifecycle, resync, growth, stages)
 
 
 def main(argv: list[str] | None = None) -> int:

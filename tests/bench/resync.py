@@ -28,7 +28,7 @@ def groups(scale: Scale) -> list[Group]:
     """One group, one case."""
     flows = scale.most_flows // 2
     trial = Trial(_case(flows), _SIDE, partial(_measure, flows))
-    return [Group("resync", scale.rounds, [trial], partial(_rows, flows))]
+    return [Group("resync", scale.few, [trial], partial(_rows, flows))]
 
 
 def _case(flows: int) -> str:

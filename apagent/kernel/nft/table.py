@@ -173,7 +173,7 @@ class NftTable:
         sessions = (
             change
             for name, delta in deltas.items()
-            for change in _sessions(Names.of(name), delta, data)
+            for change in session_changes(Names.of(name), delta, data)
         )
         begun = _begun(domain, deltas)
         for batch in transactions(domain.table, chain(places, sessions)):
@@ -370,9 +370,10 @@ def _begun(domain: Domain, deltas: Mapping[NetworkName, NetworkDelta]) -> list[M
     return [*messages, *renewal(domain.table, LEFT, left)]
 
 
-def _sessions(
+def session_changes(
     names: Names, delta: NetworkDelta, data: Mapping[ApId, bytes]
 ) -> Iterator[ElementChange]:
+    """Elements of the maps of flows, echoes and sockets, and of sources."""
     for flow, anchor in delta.flows.items():
         new = None if anchor.new is None else data[anchor.new]
         if flow[PROTOCOL_OFFSET] == ICMP:
