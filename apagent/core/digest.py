@@ -21,15 +21,7 @@ from hashlib import blake2b
 from typing import NamedTuple
 from zlib import crc32
 
-from apagent.core.model import (
-    GENERATION,
-    STATE,
-    TRANSLATION,
-    UNKNOWN_NAT,
-    FlowKey,
-    Nat,
-    NetworkName,
-)
+from apagent.core.model import NAT_PARTS, UNKNOWN_NAT, FlowKey, Nat, NetworkName
 
 BUCKETS = 4096
 """Buckets of a table, a power of two. By folding, it also has any smaller power of two of them."""
@@ -38,6 +30,7 @@ _MODULUS = (1 << 61) - 1
 _CHECKSUM_DIGITS = 12
 _HASH_SIZE = 16
 _HALVES: Callable[[bytes], tuple[int, int]] = struct.Struct("<QQ").unpack
+_PARTS: Callable[[bytes], tuple[bytes, int, bytes]] = NAT_PARTS.unpack
 
 
 class Buckets(NamedTuple):
@@ -62,14 +55,13 @@ class TableDigest:
         """Note that the translation of a flow was `old` and is `new`; None: it has no session."""
         bucket = crc32(key) & (BUCKETS - 1)
         if old is not None:
-            session, factor = _hashes(key, old)
+            session, generation = _hashes(key, old)
             self._sessions[bucket] -= session
-            self._generations[bucket] -= factor * int.from_bytes(old[GENERATION], "big")
+            self._generations[bucket] -= generation
         if new is not None:
-            if old is None or old[TRANSLATION] != new[TRANSLATION] or old[STATE:] != new[STATE:]:
-                session, factor = _hashes(key, new)
+            session, generation = _hashes(key, new)
             self._sessions[bucket] += session
-            self._generations[bucket] += factor * int.from_bytes(new[GENERATION], "big")
+            self._generations[bucket] += generation
 
     def folded(self, count: int) -> tuple[list[int], list[int]]:
         """Sums of hashes and of generations, for `count` buckets (a power of two)."""
@@ -131,15 +123,17 @@ def digest_of(sessions: Iterable[tuple[FlowKey, Nat]]) -> TableDigest:
 
 
 def _hashes(key: FlowKey, nat: Nat) -> tuple[int, int]:
-    """Two numbers for a session, whatever its generation, which is to be multiplied by the second.
+    """A number for the session without its generation, and its generation times another one.
 
     An adopted session equals nothing that an anchor says, so a cheap number will do: there are many
     of them at a start, and most go at once.
     """
     if nat == UNKNOWN_NAT:
         return crc32(key) + 1, 0
-    timeless = key + nat[TRANSLATION] + nat[STATE:]
-    return _HALVES(blake2b(timeless, digest_size=_HASH_SIZE).digest())
+    translation, generation, state = _PARTS(nat)
+    hashed = blake2b(key + translation + state, digest_size=_HASH_SIZE)
+    session, factor = _HALVES(hashed.digest())
+    return session, factor * generation
 
 
 def _fold(sums: Sequence[int], count: int) -> list[int]:

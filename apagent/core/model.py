@@ -56,6 +56,8 @@ STATE = 10
 ESTABLISHED = 0x01
 """Packets have been seen in both directions (conntrack's ASSURED, IPS_ASSURED_BIT in
 linux/netfilter/nf_conntrack_common.h). Kept up to date for networks with takeover only."""
+NAT_PARTS = struct.Struct(">6sI1s")
+"""A `Nat` in three: translation, generation as a number, flags. For what goes through many."""
 MAX_GENERATION = 0xFFFFFFFF
 PROTOCOL_OFFSET = 8
 """Where the protocol stands in a `FlowKey`."""
