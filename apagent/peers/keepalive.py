@@ -51,5 +51,5 @@ class Keepalive:
 
 
 KEEPALIVE = Keepalive()
-"""A partition is noticed within four seconds. That costs little where it was none: the feed goes on
+"""A partition is noticed within five seconds. That costs little where it was none: the feed goes on
 from its position."""

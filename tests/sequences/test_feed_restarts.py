@@ -98,7 +98,8 @@ class Subscriber:
         self.follower = Follower(AP1, self.engine.domain.networks, self.engine.sessions)
         self.feed: Iterator[pb.FeedMessage] = iter(())
         flows, routes, elsewhere = dict(kernel.flows), dict(kernel.routes), dict(kernel.elsewhere)
-        adopted = KernelAdopted(LAN, flows, routes, {}, elsewhere=elsewhere)
+        sockets = dict(kernel.sockets)
+        adopted = KernelAdopted(LAN, flows, routes, {}, sockets=sockets, elsewhere=elsewhere)
         for event in (FlowsListed({}), adopted):
             self.engine.step(event, 0.0)
         self.engine.take_deltas()
