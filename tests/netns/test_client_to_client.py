@@ -6,11 +6,13 @@ import contextlib
 import socket
 import time
 from collections.abc import Callable, Iterator
+from ipaddress import IPv4Address
 
 import pytest
 
 from apagent.lab.lab import Lab
 from apagent.lab.measure import Echoes
+from apagent.lab.plan import CLIENT_PREFIX
 from apagent.lab.traffic.running import Running, running, serving
 from tests.netns.conftest import MakeLab
 from tests.netns.nat_support import accepted, exchange, flows, listening, ping, roam, tcp
@@ -44,7 +46,8 @@ def _located(lab: Lab, ap: str) -> set[str]:
     """Client addresses that the AP's kernel knows the way to."""
     routes = lab.run(ap, ["ip", "route", "show", "table", "77000"], check=False).stdout
     near = lab.run(ap, ["ip", "neigh", "show", "nud", "permanent", "dev", "br-lan"]).stdout
-    return {line.split()[0] for line in (*routes.splitlines(), *near.splitlines())}
+    found = {line.split()[0] for line in (*routes.splitlines(), *near.splitlines())}
+    return {address for address in found if IPv4Address(address) in CLIENT_PREFIX}
 
 
 @contextlib.contextmanager
