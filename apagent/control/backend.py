@@ -214,8 +214,8 @@ class EngineBackend:
             elif feed.peer in self._engine.anchoring.liveness.silent:
                 yield (
                     f"peer {feed.peer} has never answered a ping through the tunnel, so that its "
-                    "death won't be noticed: does the tunnel work, and does its firewall let pings "
-                    f"in on {self._engine.domain.device_prefix}*?"
+                    "death will be noticed late: does the tunnel work, and does its firewall let "
+                    f"pings in on {self._engine.domain.device_prefix}*?"
                 )
 
     def _anchor_view(self, network: Network) -> AnchorView:

@@ -16,6 +16,8 @@ ALIVE_AFTER = 3
 """Rounds in a row that a dead peer must answer to count as alive again."""
 SILENT_AFTER = 50
 """Rounds after which a peer that has never answered is reported."""
+RESTART = 300
+"""Rounds that the agent of such a peer has for a restart or an upgrade."""
 UPLINK_DEAD_AFTER = 5
 """Rounds in a row that an uplink must be down before its flows are given up: a flap passes."""
 UPLINK_WORKS_AFTER = 10
@@ -25,8 +27,9 @@ UPLINK_WORKS_AFTER = 10
 class Liveness:
     """The peers whose kernels answer. Everybody counts as alive until the probes say otherwise.
 
-    A peer that has never answered, but whose feed is in sync, may have a firewall that drops pings:
-    it counts as alive for as long as the feed vouches for it.
+    A peer that has never answered, but whose feed is in sync, may have a firewall that drops pings,
+    or a release that doesn't answer: it counts as alive for as long as the feed vouches for it, and
+    for as long as its agent may need for a restart.
     """
 
     def __init__(self, peers: Iterable[ApId], dead_after: int) -> None:
@@ -37,6 +40,7 @@ class Liveness:
         self._rounds = 0
         self.dead: set[ApId] = set()
         self._silent = set(self._missed)
+        self._vouched: set[ApId] = set()
 
     @property
     def silent(self) -> set[ApId]:
@@ -50,6 +54,7 @@ class Liveness:
         """
         self._rounds += 1
         self._silent.difference_update(answered)
+        self._vouched.update(heard)
         changed: set[ApId] = set()
         for peer in self._missed:
             if peer in answered or (peer in self._silent and peer in heard):
@@ -61,11 +66,17 @@ class Liveness:
             if peer in self.dead:
                 changes = self._answered[peer] >= ALIVE_AFTER
             else:
-                changes = self._missed[peer] >= self._dead_after
+                changes = self._missed[peer] >= self._patience(peer)
             if changes:
                 changed.add(peer)
         self.dead ^= changed
         return changed
+
+    def _patience(self, peer: ApId) -> int:
+        """After how many rounds without an answer it is dead."""
+        if peer in self._silent and peer in self._vouched:
+            return max(self._dead_after, RESTART)
+        return self._dead_after
 
 
 class Uplinks:

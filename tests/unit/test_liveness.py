@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from apagent.core.liveness import (
     ALIVE_AFTER,
+    RESTART,
     SILENT_AFTER,
     UPLINK_DEAD_AFTER,
     UPLINK_WORKS_AFTER,
@@ -47,9 +48,9 @@ def test_who_has_never_answered_lives_as_long_as_its_feed_does() -> None:
     for _ in range(SILENT_AFTER):
         assert peers.take({AP3}, heard={AP2, AP3}) == set()
     assert peers.silent == {AP2}
-    for _ in range(DEAD_AFTER):
-        peers.take({AP3}, heard={AP3})
-    assert peers.dead == {AP2}
+    for _ in range(RESTART - 1):
+        assert peers.take({AP3}, heard={AP3}) == set()
+    assert peers.take({AP3}, heard={AP3}) == peers.dead == {AP2}
 
 
 def test_who_has_answered_once_dies_though_its_feed_is_in_sync() -> None:
