@@ -312,7 +312,14 @@ class Netlink:
 
     def _send(self, data: bytes) -> None:
         try:
-            self._socket.sendto(data, (0, 0))
+            try:
+                self._socket.sendto(data, (0, 0))
+            except OSError as error:
+                if error.errno != errno.EMSGSIZE:
+                    raise
+                # More than the buffer has room for: only a change of the table's layout is.
+                self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, len(data))
+                self._socket.sendto(data, (0, 0))
         except OSError as error:
             raise _fault(f"netlink request of {len(data)} bytes", error) from None
 

@@ -136,6 +136,13 @@ class Steady:
         now = time.monotonic()
         return self.lost(now - ANSWER_S - 0.2, now - ANSWER_S)
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Ask nothing for the length of the block; what has been asked is answered by then."""
+        with self._lock:
+            time.sleep(ANSWER_S)
+            yield
+
     def ended(self) -> dict[str, str]:
         """The flows that are at their end, and why."""
         with self._lock:

@@ -95,6 +95,8 @@ def any_anchor() -> bytes:
 
 def anchor_number(value: bytes) -> int | None:
     """The number in an anchor's value; None: the value isn't one of ours."""
+    if len(value) != _U32.size:
+        return None
     number: int = _U32.unpack(value)[0] ^ ANCHOR_TAG
     return number if number <= 0xFFFF else None
 

@@ -18,7 +18,6 @@ from apagent.core.domain import Domain, Network
 from apagent.core.model import ICMP, PROTOCOL_OFFSET, ApId, NetworkName
 from apagent.errors import KernelFault
 from apagent.kernel.nft import messages
-from apagent.kernel.nft.chain import number_in
 from apagent.kernel.nft.diversion import diversion, opens_elsewhere, read_diverted
 from apagent.kernel.nft.elements import (
     CLIENT_SIZE,
@@ -45,6 +44,7 @@ from apagent.kernel.nft.elements import (
 from apagent.kernel.nft.expressions import interface_name
 from apagent.kernel.nft.forwarding import LEAKED, RESET
 from apagent.kernel.nft.installed import (
+    Installed,
     listing,
     read_counters,
     read_flowtables,
@@ -52,10 +52,10 @@ from apagent.kernel.nft.installed import (
     read_set_size,
     read_table,
 )
+from apagent.kernel.nft.migration import anchor_numbers, moves
 from apagent.kernel.nft.plan import plan
 from apagent.kernel.nft.ruleset import Ruleset
 from apagent.kernel.nft.sets import (
-    ANCHOR_CHAIN,
     LEFT,
     SETTLED,
     UNSYNCED,
@@ -76,6 +76,7 @@ _NO_ROOM = {
     "stop the agent, `apagent cleanup`, and start it again",
     errno.ENOMEM: "the kernel has no memory left for it",
 }
+_TOO_LARGE = frozenset({errno.EMSGSIZE, errno.ENOBUFS})
 _READINGS = 20
 """How often a set is read until the reading is whole."""
 
@@ -101,19 +102,15 @@ class NftTable:
         Raises KernelFault.
         """
         installed = read_installed(self._netlink, table)
-        numbers: dict[ApId, int] = {}
-        for name, comments in installed.comments.items() if installed else ():
-            number = number_in(comments[0])
-            if number is not None and name.startswith(ANCHOR_CHAIN):
-                numbers[ApId(name.removeprefix(ANCHOR_CHAIN))] = number
-        return numbers
+        return {} if installed is None else anchor_numbers(installed)
 
     def prepare(self, domain: Domain) -> tuple[list[str], bool]:
         """Own the table, and make its static part what `domain` says in one transaction.
 
         Session maps keep their elements, also those that lead to an anchor that is no peer any
-        more: `read` shows them. A table made anew holds back what could belong to a peer's flow
-        (`release_hold`). Returns what was changed, and whether it is anew. Raises KernelFault.
+        more: `read` shows them. What a map of another layout holds is carried over. A table made
+        anew holds back what could belong to a peer's flow (`release_hold`). Returns what was
+        changed, and whether it is anew. Raises KernelFault.
         """
         changed: list[str] = []
         with self._netlink.noting(changed):
@@ -122,10 +119,11 @@ class NftTable:
             # An empty table was made a moment ago, or by an agent that died before it was filled.
             fresh = installed is None or not installed.chains
             changes = plan(self._ruleset_of(domain), installed) if installed else []
+            carried = self._carried(domain, installed) if installed else []
             if fresh:
                 changes += self._hold(domain)
             if changes:
-                self._transact(domain.table, changes)
+                self._change_over(domain.table, changes, carried)
         self._table = domain.table
         return changed, fresh
 
@@ -230,6 +228,33 @@ class NftTable:
         keys = (interface_name(network.client_interface) for network in domain.networks)
         changes = [ElementChange(UNSYNCED, key, deleted=False, data=b"") for key in keys]
         return [message for batch in transactions(domain.table, changes) for message in batch]
+
+    def _carried(self, domain: Domain, installed: Installed) -> list[list[Message]]:
+        """What sets that are made anew are to hold at once, in parts that fit a transaction."""
+        wanted = self._ruleset_of(domain).sets
+        changes = [
+            change
+            for move in moves(domain, installed.sets, wanted)
+            for change in move.changes(
+                self._elements(domain.table, move.source.name, move.source.key_length)
+            )
+        ]
+        return list(transactions(domain.table, changes))
+
+    def _change_over(
+        self, table: str, changes: Sequence[Message], carried: Sequence[Sequence[Message]]
+    ) -> None:
+        """From one layout to another in one transaction.
+
+        Where the kernel grants no socket buffer for that, what is carried over follows at once.
+        """
+        try:
+            self._transact(table, [*changes, *chain.from_iterable(carried)])
+        except KernelFault as fault:
+            if not carried or fault.errno not in _TOO_LARGE:
+                raise
+            for batch in (changes, *carried):
+                self._transact(table, batch)
 
     def _ruleset_of(self, domain: Domain) -> Ruleset:
         """Kept: to pack it takes longer than to compare it."""

@@ -1,0 +1,76 @@
+"""A new release takes the place of an old one: the kernel's state changes, and no flow notices."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+
+import pytest
+
+from apagent.lab.lab import Lab
+from apagent.lab.traffic.running import serving
+from tests.netns import former_layout
+from tests.netns.conftest import MakeLab
+from tests.netns.observe import agreed, becomes, served_by
+from tests.netns.observe import sessions as known_sessions
+from tests.netns.steady import ANSWER_S, Steady, steady
+from tests.netns.test_restart import states
+
+pytestmark = pytest.mark.netns
+
+CLIENT = "client1"
+NOISE = 3
+WATCHED_S = 0.5
+
+
+@pytest.mark.parametrize("revision", ["4db3919"])
+def test_an_ap_with_a_former_layout_is_upgraded_in_place(lab: MakeLab, revision: str) -> None:
+    domain = lab(aps=3, clients=1)
+    with serving(domain), steady(domain, CLIENT) as traffic:
+        traffic.add("at ap1")
+        becomes(lambda: len(known_sessions(domain, "ap3")), 3)
+        domain.roam(CLIENT, "ap2")
+        served_by(domain, CLIENT, "ap2")
+        traffic.add("at ap2")
+        becomes(lambda: len(known_sessions(domain, "ap3")), 6)
+        agreed(domain)
+        time.sleep(WATCHED_S)
+        present = shape(domain, "ap2")
+
+        domain.kill_agent("ap2")
+        with traffic.paused():
+            former_layout.install(domain, "ap2", revision)
+        assert forwards(traffic)
+        began = time.monotonic()
+        domain.start_agent("ap2")
+        assert forwards(traffic, began)
+        agreed(domain)
+        assert shape(domain, "ap2") == present
+        # The anchors' numbers are the former ones still: what they are is nobody's business.
+        upgraded = states(domain)
+        domain.kill_agent("ap2")
+        domain.start_agent("ap2")
+        becomes(lambda: states(domain), upgraded)
+
+
+def shape(lab: Lab, ap: str) -> Counter[tuple[str, ...]]:
+    """How many objects of each name there are in the table, and how many rules and routes."""
+    listing = json.loads(lab.run(ap, ["nft", "-j", "list", "table", "inet", "apagent"]).stdout)
+    found = Counter(
+        (kind, str(item.get("chain", item.get("name"))))
+        for entry in listing["nftables"]
+        for kind, item in entry.items()
+    )
+    for what in (("rule",), ("route", "show", "table", "all", "proto", "176")):
+        found[what] = len(lab.run(ap, ["ip", *what]).stdout.splitlines())
+    return found
+
+
+def forwards(traffic: Steady, began: float | None = None) -> bool:
+    began = began or time.monotonic()
+    time.sleep(WATCHED_S + ANSWER_S)
+    lost = traffic.lost(began, time.monotonic() - ANSWER_S)
+    assert traffic.ended() == {}
+    assert {flow: count for flow, count in lost.items() if count > NOISE} == {}
+    return True
