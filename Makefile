@@ -34,7 +34,7 @@ chaos: $(DEVELOPMENT) ## power cuts, partitions, killed agents from a seed (CHAO
 soak: $(DEVELOPMENT) ## real applications at once, their clients roaming at random (SOAK_ARGS=--seconds=120)
 	scripts/in-userns .venv/bin/python -m tests.soak $(SOAK_ARGS)
 
-bench: $(COMPARED) ## all benchmarks, an hour on a quiet machine (BENCH_ARGS=--resume)
+bench: $(COMPARED) ## all benchmarks, half an hour on a quiet machine (BENCH_ARGS=--resume)
 	scripts/in-userns .venv/bin/python -m tests.bench $(BENCH_ARGS)
 
 bench-quick: $(COMPARED) ## a quick look at the same, two minutes

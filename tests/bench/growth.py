@@ -8,6 +8,7 @@ from collections.abc import Callable
 from tests.bench.contenders import CLIENT
 from tests.bench.cost import cpu_s
 from tests.bench.generator import generating
+from tests.bench.lines import lines_chart
 from tests.bench.rows import Row, compared
 from tests.bench.runner import Group, Result, Samples, Trial
 from tests.bench.scale import Scale
@@ -31,8 +32,20 @@ def groups(scale: Scale) -> list[Group]:
         for sessions in scale.growth_sessions
     ]
     return [
-        Group("growth-peers", 1, by_peers, lambda samples: _peer_rows(samples, scale)),
-        Group("growth-sessions", scale.few, by_sessions, lambda s: _session_rows(s, scale)),
+        Group(
+            "growth-peers",
+            1,
+            by_peers,
+            lambda samples: _peer_rows(samples, scale),
+            lambda samples: _chart(samples, "peers", ("hears", "tells")),
+        ),
+        Group(
+            "growth-sessions",
+            scale.few,
+            by_sessions,
+            lambda samples: _session_rows(samples, scale),
+            lambda samples: _chart(samples, "sessions", ("hears",)),
+        ),
     ]
 
 
@@ -73,6 +86,22 @@ def _own_flows(world: Simulated, scale: Scale) -> float:
         generator.result()
         time.sleep(_SETTLE_S)
         return (cpu_s(world.agent) - before) / scale.growth_flows
+
+
+def _chart(samples: Samples, what: str, sides: tuple[str, ...]) -> dict[str, str]:
+    """CPU per flow over the number of peers, or of sessions."""
+    lines = {
+        side: [
+            (float(case.split()[0].replace(",", "")), samples.median(case, side, "us"))
+            for case in samples.cases()
+            if samples.of(case, side)
+        ]
+        for side in sides
+    }
+    if not all(lines.values()):
+        return {}
+    title = f"CPU of an agent per new flow that it {' or '.join(sides)}"
+    return {f"growth-{what}.svg": lines_chart(title, lines, what, "µs a flow")}
 
 
 def _peer_rows(samples: Samples, scale: Scale) -> list[Row]:
