@@ -166,6 +166,7 @@ class LinuxDataPath:
         return [
             *surroundings.flow_offload(self._nft.flowtables()),
             *surroundings.conntrack(),
+            *(surroundings.forwarding() if domain else ()),
             *(surroundings.interfaces(self._netlink, domain) if domain else ()),
         ]
 

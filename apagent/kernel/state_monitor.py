@@ -1,7 +1,8 @@
 """Notices what others change of our kernel state: rtnetlink and nf_tables events.
 
 Every event carries the port id of the socket that asked for the change, or 0 where the kernel acted
-by itself. Filters in the kernel let through only what somebody else asked for, or what is ours by
+by itself. Sysctls of interfaces that the kernel announces are rp_filter, proxy_arp and forwarding.
+Filters in the kernel let through only what somebody else asked for, or what is ours by
 its looks, so that neither our own changes nor the life of neighbour tables wake us up.
 
 Events on nftables cost the one who makes the change some 0.9 µs an element, heard or not: the
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import select
 import socket
+import sys
 from collections.abc import Callable, Iterable
 
 from apagent.core.domain import Domain
@@ -35,11 +37,15 @@ from apagent.kernel.rtnetlink import (
     parse_neighbour,
     parse_route,
 )
-from apagent.kernel.wire import HEADER, Netlink, split
+from apagent.kernel.wire import HEADER, Netlink, attributes, split
 
 _NETLINK_ROUTE, _NETLINK_NETFILTER = 0, 12
-_ROUTE_GROUPS = (1, 3, 5, 7, 8)
-"""RTNLGRP_LINK, _NEIGH, _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_RULE (linux/rtnetlink.h)."""
+_ROUTE_GROUPS = (1, 3, 5, 7, 8, 24)
+"""RTNLGRP_LINK, _NEIGH, _IPV4_IFADDR, _ROUTE, _RULE and _NETCONF (linux/rtnetlink.h)."""
+_RTM_NEWNETCONF = 80
+_NETCONF_SIZE, _NETCONF_IFINDEX = 4, 1
+_EVERY_INTERFACE = -1
+"""struct netconfmsg, NETCONFA_IFINDEX, NETCONFA_IFINDEX_ALL (linux/netconf.h)."""
 _TABLE_GROUPS = (7,)
 """NFNLGRP_NFTABLES (linux/netfilter/nfnetlink.h)."""
 _BUFFER = 1 << 20
@@ -153,7 +159,15 @@ class _Judge:
         if type_ in (rules.RTM_NEWRULE, rules.RTM_DELRULE):
             rule = rules.parse_rule(body)
             return rule.protocol == domain.route_protocol
+        if type_ == _RTM_NEWNETCONF:
+            return _configured(body) in {_EVERY_INTERFACE, *self._indexes}
         return False
+
+
+def _configured(body: bytes) -> int:
+    """Index of the interface whose sysctls a message says to be changed; 0: it doesn't say."""
+    index = dict(attributes(body, _NETCONF_SIZE)).get(_NETCONF_IFINDEX, b"")
+    return int.from_bytes(index, sys.byteorder, signed=True)
 
 
 def _types(numbers: Iterable[int], label: str) -> list[packet_filter.Step]:

@@ -31,6 +31,12 @@ def flow_offload(flowtables: list[str]) -> Iterator[str]:
         )
 
 
+def forwarding() -> Iterator[str]:
+    """Whether this machine is a router."""
+    if sysctl.read(sysctl.IP_FORWARD) != 1:
+        yield "IPv4 forwarding is off: nothing passes; set the sysctl net.ipv4.ip_forward to 1"
+
+
 def conntrack() -> Iterator[str]:
     """The conntrack table's settings and its room. Raises KernelFault."""
     if sysctl.read(sysctl.TCP_LOOSE) == 0:

@@ -40,6 +40,7 @@ link add apv-else type bridge
 
 @pytest.fixture
 def path(access_point: AccessPoint) -> Iterator[LinuxDataPath]:
+    run("sysctl", "-qw", "net.ipv4.ip_forward=1")
     path = LinuxDataPath()
     yield path
     path.close()
@@ -185,6 +186,13 @@ def test_the_client_interface_goes_and_comes_back(path: LinuxDataPath) -> None:
     assert path.read()[LAN] == arrived()
     assert path.warnings() == []
     assert "10.77.0.0/16 dev br-lan" in run("ip", "route", "show", "table", "77000")
+
+
+def test_a_machine_that_is_no_router_any_more(path: LinuxDataPath) -> None:
+    path.prepare(DOMAIN)
+    run("sysctl", "-q", "net.ipv4.ip_forward=0")
+    [warning] = path.warnings()
+    assert warning.startswith("IPv4 forwarding is off")
 
 
 def test_other_interfaces_and_addresses_that_are_missing(path: LinuxDataPath) -> None:

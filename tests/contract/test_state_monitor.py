@@ -163,6 +163,9 @@ def real(access_point: AccessPoint) -> Iterator[RealWorld]:
         ("ip link del br-lan", LINK),
         ("ip link set wan down", LINK),
         ("ip link del wan", LINK),
+        ("sysctl -qw net.ipv4.conf.br-lan.rp_filter=1", Doubt.ROUTING),
+        ("sysctl -qw net.ipv4.conf.br-lan.proxy_arp=0", Doubt.ROUTING),
+        ("sysctl -qw net.ipv4.conf.all.rp_filter=1", Doubt.ROUTING),
         # What is not ours:
         ("ip rule add priority 5 from 192.0.2.1 lookup 9", NOTHING),
         ("ip route add 192.0.2.0/24 via 10.99.0.7", NOTHING),
@@ -170,6 +173,8 @@ def real(access_point: AccessPoint) -> Iterator[RealWorld]:
         ("ip neigh add 10.99.0.7 lladdr 02:00:00:00:00:98 dev underlay", NOTHING),
         ("bridge fdb add 02:00:00:00:00:98 dev port1 master", NOTHING),
         ("ip link set underlay mtu 1400", NOTHING),
+        ("ip link add other type bridge", NOTHING),
+        ("sysctl -qw net.ipv4.conf.underlay.rp_filter=1", NOTHING),
         ("nft add table inet fw4", NOTHING),
     ],
 )

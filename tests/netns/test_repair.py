@@ -12,7 +12,7 @@ import pytest
 from apagent.core.domain import tunnel_mac
 from apagent.core.model import ApId
 from apagent.lab.lab import Lab
-from tests.netns.conftest import MakeLab, leaks_expected
+from tests.netns.conftest import MakeLab, leaks_expected, stopped_leaks_expected
 from tests.netns.nat_support import accepted, exchange, known_everywhere, listening, roam, tcp
 from tests.netns.observe import SERVER, address, ask, becomes, installed, uplink
 from tests.netns.test_other_firewalls import BY_INCLUDE
@@ -39,6 +39,8 @@ ROUTING = {
     "its MTU": f"ip link set {DEVICE} mtu 1200",
     "its MAC": f"ip link set {DEVICE} address 02:00:00:00:0f:0f",
     "its address": f"ip address flush dev {DEVICE}",
+    "a strict reverse path filter": "sysctl -qw net.ipv4.conf.br-lan.rp_filter=1",
+    "proxy ARP": "sysctl -qw net.ipv4.conf.br-lan.proxy_arp=0",
     "the bridge's MAC": "ip link set br-lan address 02:00:00:00:0f:0f; "
     "ip link set br-lan address 02:00:00:00:00:fe",
 }
@@ -120,7 +122,7 @@ def damage_is_mended(lab: Lab, ap: str, damage: str, record: Record) -> None:
 @pytest.mark.parametrize("damage", ROUTING.values(), ids=ROUTING.keys())
 def test_routing_at_the_serving_ap(domain: Lab, damage: str, record_property: Record) -> None:
     assert address(domain, "client1") == CLIENT
-    with roamed_connection(domain) as (near, far):
+    with roamed_connection(domain) as (near, far), stopped_leaks_expected(domain):
         damage_is_mended(domain, "ap2", damage, record_property)
         exchange(near, far)
         exchange(far, near)
@@ -128,7 +130,7 @@ def test_routing_at_the_serving_ap(domain: Lab, damage: str, record_property: Re
 
 @pytest.mark.parametrize("damage", AT_THE_ANCHOR.values(), ids=AT_THE_ANCHOR.keys())
 def test_routing_at_the_anchor(domain: Lab, damage: str, record_property: Record) -> None:
-    with roamed_connection(domain) as (near, far):
+    with roamed_connection(domain) as (near, far), stopped_leaks_expected(domain):
         damage_is_mended(domain, "ap1", damage, record_property)
         exchange(far, near)
         exchange(near, far)
