@@ -27,7 +27,7 @@ _LISTINGS = {
     "neighbours": ("ip", "-4", "neigh", "show", "nud", "permanent"),
     "fdb": ("bridge", "fdb", "show", "dev", "apv-lan"),
     "device": ("sh", "-c", "ip -o link show dev apv-lan | cut -d: -f2-"),
-    "sysctls": ("sysctl", "net.ipv4.conf.br-lan.proxy_arp", "net.ipv4.conf.br-lan.rp_filter"),
+    "sysctls": ("sysctl", "net.ipv4.conf.br-lan.proxy_arp"),
     "tunnel": ("ip", "-4", "-brief", "address", "show", "dev", "apv-lan"),
     "nft": ("sh", "-c", f"{_TABLE} | sed 's/ # progname .*//; /^\tflags owner/d'"),
 }

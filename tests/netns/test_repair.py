@@ -39,7 +39,6 @@ ROUTING = {
     "its MTU": f"ip link set {DEVICE} mtu 1200",
     "its MAC": f"ip link set {DEVICE} address 02:00:00:00:0f:0f",
     "its address": f"ip address flush dev {DEVICE}",
-    "a strict reverse path filter": "sysctl -qw net.ipv4.conf.br-lan.rp_filter=1",
     "proxy ARP": "sysctl -qw net.ipv4.conf.br-lan.proxy_arp=0",
     "the bridge's MAC": "ip link set br-lan address 02:00:00:00:0f:0f; "
     "ip link set br-lan address 02:00:00:00:00:fe",

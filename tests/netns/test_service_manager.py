@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import socket
+import sys
 import time
+from collections.abc import Sequence
 
 import pytest
 
@@ -25,11 +26,14 @@ def domain(module_lab: MakeLab) -> Lab:
     return module_lab(aps=2, clients=0)
 
 
-def watched(lab: Lab, ap: str, *variables: str) -> None:
+def watched(lab: Lab, ap: str, *variables: str, program: Sequence[str] = ()) -> None:
     """Start an AP's agent anew with a watchdog."""
     lab.kill_agent(ap)
     period = f"WATCHDOG_USEC={PERIOD_S * 1_000_000}"
-    lab.agents.commands[ap] = ["env", *variables, period, programs.path("apagent")]
+    lab.agents.commands[ap] = [
+        *("env", *variables, period),
+        *(program or [programs.path("apagent")]),
+    ]
     lab.agents.prepare(ap)
     lab.agents.start(ap)
 
@@ -81,16 +85,26 @@ def test_a_stopped_agent_pings_nobody(domain: Lab) -> None:
     eventually(lambda: manager.pings() > before)
 
 
+HANGING = """
+import asyncio, sys, time
+from apagent.agent import Agent
+from apagent.cli.agent import main
+listen = Agent.listen
+def listen_and_hang(*arguments):
+    listen(*arguments)
+    asyncio.get_running_loop().call_later(3, time.sleep, 60)
+Agent.listen = listen_and_hang
+sys.exit(main())
+"""
+"""An agent whose loop stands still after three seconds."""
+
+
 def test_where_nobody_listens_a_stuck_agent_ends_itself(domain: Lab) -> None:
-    """What stops it here is stopped for longer than the period, and then goes on."""
-    watched(domain, "ap1", "--unset=NOTIFY_SOCKET")
+    watched(domain, "ap1", "--unset=NOTIFY_SOCKET", program=[sys.executable, "-c", HANGING])
     eventually(lambda: "in sync with every peer" in domain.agents.log_end("ap1", 5))
-    time.sleep(1.5 * PERIOD_S)
-    pid = domain.agent_pid("ap1")
-    os.kill(pid, signal.SIGSTOP)
-    time.sleep(PERIOD_S + 0.5)
-    os.kill(pid, signal.SIGCONT)
-    becomes(lambda: domain.agents.process("ap1"), None)
-    assert "Timeout" in domain.agents.log_end("ap1", 200)
+    becomes(lambda: domain.agents.process("ap1"), None, 15.0)
+    log = domain.agents.log_end("ap1", 200)
+    assert "Timeout" in log
+    assert "most recent call first" in log
     del domain.agents.commands["ap1"]
     domain.start_agent("ap1")
