@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 
 from apagent.core.effects import (
@@ -29,6 +29,7 @@ from apagent.core.effects import (
 from apagent.core.engine import Engine
 from apagent.core.events import Event
 from apagent.core.feed import FeedLog
+from apagent.core.model import FlowKey, NetworkName
 from apagent.errors import KernelFault
 from apagent.kernel.port import DataPath, FlowMonitor
 from apagent.reconcile import Reconciler
@@ -46,6 +47,11 @@ or its keys are ready is lost, and the client would ask again only after a secon
 
 ASK_S = (0.0, 0.5)
 """When a client is asked whether it is here, for the same reason."""
+
+
+MOVED_S = 1.0
+"""How long flows are still translated here after their NAT address has moved to another AP. Packets
+come until all APs know, and without its entry a flow would be reset."""
 
 
 class Shell:
@@ -140,11 +146,22 @@ class Shell:
                 for delay_s in ASK_S:
                     self._later(delay_s, partial(self._attempt, ask))
             case EndFlows() as lost:
-                self._attempt(lambda: self._flows.end(lost.network, lost.flows))
+                moved = self._engine.moved_away(lost.network, lost.flows)
+                self._end(lost.network, set(lost.flows) - moved)
+                if moved:
+                    self._later(MOVED_S, partial(self._end_moved, lost.network, moved))
             case NoteSync():
                 self._attempt(kernel.release_hold)
             case _:
                 self.carry_further(effect)
+
+    def _end(self, network: NetworkName, flows: Collection[FlowKey]) -> None:
+        if flows:
+            self._attempt(lambda: self._flows.end(network, sorted(flows)))
+
+    def _end_moved(self, network: NetworkName, flows: Collection[FlowKey]) -> None:
+        """End those that have not come back in the meantime."""
+        self._end(network, self._engine.moved_away(network, flows))
 
     @staticmethod
     def _attempt(action: Callable[[], None]) -> None:

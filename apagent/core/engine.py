@@ -9,7 +9,7 @@ same state, as far as their sources allow any order at all.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from enum import StrEnum
 from functools import singledispatchmethod
@@ -58,6 +58,7 @@ from apagent.core.events import (
 )
 from apagent.core.model import (
     MAX_GENERATION,
+    NAT_ADDRESS,
     TRANSLATION,
     UNKNOWN_NAT,
     ApId,
@@ -172,6 +173,18 @@ class Engine:
     def digests(self, ap: ApId) -> dict[NetworkName, TableDigest]:
         """The digests of the sessions that `ap` anchors, by network."""
         return {name: tables.digest(ap) for name, tables in self.sessions.items()}
+
+    def moved_away(self, network: NetworkName, flows: Collection[FlowKey]) -> set[FlowKey]:
+        """Which flows of ours are translated to an address that another AP holds by now."""
+        tables = self.sessions[network]
+        own, rules = tables.table(self.me), tables.rules
+        return {
+            key
+            for key in flows
+            if (nat := own.get(key)) is not None
+            and rules.holders.get(nat[NAT_ADDRESS], self.me) != self.me
+            and nat[NAT_ADDRESS] not in rules.prepared
+        }
 
     @singledispatchmethod
     def _handle(self, event: Event) -> None:

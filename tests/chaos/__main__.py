@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--seed", type=int, default=1, help="of all that happens")
     made.add_argument("--aps", type=int, default=4)
     made.add_argument("--clients", type=int, default=16)
-    made.add_argument("--takeover", action=argparse.BooleanOptionalAction, default=False)
+    made.add_argument("--takeover", action=argparse.BooleanOptionalAction, default=True)
     made.add_argument("--out", type=Path, default=Path("chaos-out"), help="directory of the report")
     made.add_argument("--plan", action="store_true", help="print the schedule and do nothing")
     made.add_argument(

@@ -53,7 +53,7 @@ _WEIGHTS = {
     Trouble.STOP: 1,
     Trouble.FREEZE: 2,
     Trouble.UPLINK: 3,
-    Trouble.PARTITION: 5,
+    Trouble.PARTITION: 4,
     Trouble.FLUSH: 1,
     Trouble.DRAIN: 2,
 }
@@ -87,7 +87,7 @@ _EXCLUDES: dict[Trouble, frozenset[Trouble]] = {
 """What doesn't happen to an AP at the same time."""
 _DISABLING = frozenset({Trouble.POWER, Trouble.UPLINK, Trouble.DRAIN})
 """Leave an AP with no way to the Internet, or none for new flows."""
-_PAUSE_S = (0.5, 2.5)
+_PAUSE_S = (0.8, 4.0)
 _ATTEMPTS = 20
 
 

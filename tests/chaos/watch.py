@@ -17,7 +17,7 @@ from apagent.lab.lab import Lab
 _EVERY_S = 1.0
 WARM_S = 8.0
 """Of an agent's life, until what it takes is taken as its beginning."""
-GROWTH_KIB, GROWTH_FILES = 16 * 1024, 12
+GROWTH_KIB, GROWTH_FILES = 16 * 1024, 40
 """How much more an agent may take at its end."""
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from ipaddress import IPv4Address
 from typing import Any
 
+from apagent.core.domain import Network
 from apagent.core.engine import Engine
 from apagent.core.events import (
     ClientSeen,
@@ -17,9 +19,18 @@ from apagent.core.events import (
     Source,
 )
 from apagent.core.feed import FeedContents, FeedLog
+from apagent.core.model import (
+    AnchorStatement,
+    FlowKey,
+    Hold,
+    NatAddress,
+    NetworkName,
+    Translation,
+    stamped,
+)
 from apagent.reconcile import Reconciler
 from apagent.shell import Shell
-from tests.domains import ANN, ANN_IP, AP2, AP3, LAN, NAT, at, claim, domain, tcp
+from tests.domains import ANN, ANN_IP, AP2, AP3, LAN, NAT, at, claim, domain, takeover, tcp
 
 
 class Recorder:
@@ -28,16 +39,21 @@ class Recorder:
     def __init__(self) -> None:
         self.done: list[str] = []
         self.planned: list[tuple[float, Callable[[], None]]] = []
+        self.ended: list[tuple[FlowKey, ...]] = []
 
     def later(self, delay_s: float, action: Callable[[], None]) -> None:
         self.planned.append((delay_s, action))
+
+    def end(self, _network: NetworkName, flows: Iterable[FlowKey]) -> None:
+        self.ended.append(tuple(flows))
+        self.done.append("end")
 
     def __getattr__(self, name: str) -> Any:
         return lambda *_: self.done.append(name)
 
 
-def shell(recorder: Recorder) -> Shell:
-    engine = Engine(domain())
+def shell(recorder: Recorder, networks: tuple[Network, ...] = ()) -> Shell:
+    engine = Engine(domain(networks=networks))
     kernel: Any = recorder
     feed = FeedLog(1, lambda: FeedContents(*engine.snapshot(), engine.clock))
     made = Shell(engine, kernel, kernel, Reconciler(kernel, domain(), engine), feed, recorder.later)
@@ -100,3 +116,35 @@ def test_the_peers_need_not_wait_for_the_log() -> None:
     at_once = asyncio.run(emit())
     assert "publish" in at_once
     assert recorder.done == [*at_once, "tell"]
+
+
+def test_flows_whose_address_has_moved_end_when_all_may_know() -> None:
+    """Until then packets of theirs come here, and are translated instead of reset."""
+    recorder = Recorder()
+    made = shell(recorder, networks=(takeover(),))
+    moving = Translation(IPv4Address("203.0.113.21"), 40000).packed
+    made.run([FlowsChanged(LAN, {tcp(1): moving, tcp(2): NAT})])
+    recorder.planned.clear()
+    recorder.done.clear()
+    hold = Hold(NatAddress(LAN, IPv4Address("203.0.113.21")), 9)
+    both = {tcp(1): stamped(moving, 0), tcp(2): at(0)}
+    made.run([PeerDelta(AP2, 9, {LAN: both}, anchor=AnchorStatement(holds=(hold,)))])
+    assert recorder.ended == [(tcp(2),)]
+    ((_, later),) = recorder.planned
+    later()
+    assert recorder.ended == [(tcp(2),), (tcp(1),)]
+
+
+def test_flows_that_have_come_back_by_then_go_on() -> None:
+    recorder = Recorder()
+    made = shell(recorder, networks=(takeover(),))
+    address = NatAddress(LAN, IPv4Address("203.0.113.21"))
+    moving = Translation(address.address, 40000).packed
+    made.run([FlowsChanged(LAN, {tcp(1): moving})])
+    recorder.planned.clear()
+    hold = AnchorStatement(holds=(Hold(address, 9),))
+    made.run([PeerDelta(AP2, 9, {LAN: {tcp(1): stamped(moving, 0)}}, anchor=hold)])
+    ((_, later),) = recorder.planned
+    made.run([PeerDelta(AP2, 9, {LAN: {tcp(1): None}}, anchor=AnchorStatement())])
+    later()
+    assert recorder.ended == []
