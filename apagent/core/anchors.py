@@ -42,6 +42,9 @@ from apagent.core.session_tables import AnchorRules
 
 RETRY_ROUNDS = 10
 """Rounds until an address that was in use, or flows that the kernel refused, are tried again."""
+DEFEND_ROUNDS = 10
+"""Rounds between announcements of an address that somebody else announces, too: two that defend
+themselves at once would flood the segment (RFC 5227, section 2.4: every ten seconds)."""
 REMIND_ROUNDS = 10
 """Rounds between announcements of an address whose home can't be heard."""
 
@@ -101,6 +104,8 @@ class Anchors:
         self._round = 0
         self._trials: dict[NatAddress, _Trial] = {}
         self._decisions: list[Decision] = []
+        self._defended: dict[NatAddress, int] = {}
+        """The round at which we have announced an address because of a conflict."""
 
     # --- what happens
 
@@ -180,7 +185,8 @@ class Anchors:
         if nat in self.book.homes() and self.book.unheard:
             self._lose(nat, f"{mac} uses it, and we don't hear all peers")
             self._trials[nat] = self._wait()
-        else:
+        elif self._round - self._defended.get(nat, -DEFEND_ROUNDS) >= DEFEND_ROUNDS:
+            self._defended[nat] = self._round
             what = f"{mac} uses {nat}, which is ours: announced again"
             self._note("conflict", what)
             self._decisions.append(Decision(Want.DEFEND, nat))

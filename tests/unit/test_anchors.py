@@ -301,6 +301,16 @@ def test_a_home_yields_to_a_stranger_only_if_it_does_not_hear_everybody() -> Non
     assert world.owners(home(AP1)) == [AP1]
 
 
+def test_two_that_defend_themselves_do_not_flood_the_segment() -> None:
+    world = World()
+    for _ in range(5):
+        world.give(AP1, AddressConflict(home(AP1), FOREIGN_MAC))
+    assert len(world.seen(AP1, DefendAddress)) == 1
+    world.rounds(15)
+    world.give(AP1, AddressConflict(home(AP1), FOREIGN_MAC))
+    assert len(world.seen(AP1, DefendAddress)) == 2
+
+
 def test_a_restarted_agent_keeps_the_address_that_it_finds_and_its_flows() -> None:
     world = World()
     world.open(AP1, tcp(1))
