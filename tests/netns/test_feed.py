@@ -31,7 +31,7 @@ SPREAD_S = 20.0
 _UDP_TIMEOUT_S = 300
 _MANY = 20
 
-_VERSION_1 = """
+VERSION_1 = """
 import sys
 from apagent.peers import versions
 versions.HIGHEST = 1
@@ -193,7 +193,7 @@ def test_a_partition_in_one_direction_is_told_as_it_is_and_heals(
 
 def test_agents_of_version_1_and_2_make_one_domain(lab: MakeLab) -> None:
     domain = lab(aps=3, clients=1, agents=True)
-    domain.agents.commands["ap1"] = [sys.executable, "-c", _VERSION_1]
+    domain.agents.commands["ap1"] = [sys.executable, "-c", VERSION_1]
     domain.kill_agent("ap1")
     domain.start_agent("ap1")
     becomes(lambda: _versions(domain), {"ap1": [1, 1], "ap2": [1, 2], "ap3": [1, 2]})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections import Counter
 
@@ -10,11 +11,13 @@ import pytest
 
 from apagent.lab.lab import Lab
 from apagent.lab.traffic.running import serving
+from apagent.peers.versions import HIGHEST
 from tests.netns import former_layout
 from tests.netns.conftest import MakeLab
-from tests.netns.observe import agreed, becomes, served_by
+from tests.netns.observe import agreed, ask, becomes, served_by
 from tests.netns.observe import sessions as known_sessions
 from tests.netns.steady import ANSWER_S, Steady, steady
+from tests.netns.test_feed import VERSION_1
 from tests.netns.test_restart import states
 
 pytestmark = pytest.mark.netns
@@ -22,6 +25,16 @@ pytestmark = pytest.mark.netns
 CLIENT = "client1"
 NOISE = 3
 WATCHED_S = 0.5
+DOWN_S = 1.5
+"""Longer than peers wait for an answer from an anchor."""
+_DEAF = """
+table inet deaf {
+    chain input {
+        type filter hook input priority 0;
+        iifname "apv-lan" icmp type echo-request drop
+    }
+}
+"""
 
 
 @pytest.mark.parametrize("revision", ["4db3919"])
@@ -52,6 +65,34 @@ def test_an_ap_with_a_former_layout_is_upgraded_in_place(lab: MakeLab, revision:
         domain.kill_agent("ap2")
         domain.start_agent("ap2")
         becomes(lambda: states(domain), upgraded)
+
+
+def test_an_anchor_of_a_former_release_is_upgraded_in_place(lab: MakeLab) -> None:
+    """It speaks version 1 of the feed, and its kernel doesn't answer probes."""
+    domain = lab(aps=3, clients=1)
+    domain.run("ap1", ["nft", _DEAF])
+    domain.agents.commands["ap1"] = [sys.executable, "-c", VERSION_1]
+    for ap in domain.aps:
+        domain.kill_agent(ap)
+        domain.start_agent(ap)
+    with serving(domain), steady(domain, CLIENT) as traffic:
+        traffic.add("at ap1")
+        becomes(lambda: len(known_sessions(domain, "ap3")), 3)
+        domain.roam(CLIENT, "ap2")
+        served_by(domain, CLIENT, "ap2")
+        agreed(domain)
+        assert forwards(traffic)
+
+        began = time.monotonic()
+        domain.kill_agent("ap1")
+        time.sleep(DOWN_S)
+        del domain.agents.commands["ap1"]
+        domain.start_agent("ap1")
+        domain.run("ap1", ["nft", "delete", "table", "inet", "deaf"])
+        assert forwards(traffic, began)
+        agreed(domain)
+        versions = {peer["protocol_version"] for peer in ask(domain, "ap2", "peers")}
+        assert versions == {HIGHEST}
 
 
 def shape(lab: Lab, ap: str) -> Counter[tuple[str, ...]]:
