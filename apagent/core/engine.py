@@ -59,7 +59,9 @@ from apagent.core.events import (
 from apagent.core.model import (
     MAX_GENERATION,
     NAT_ADDRESS,
+    PROTOCOL_OFFSET,
     TRANSLATION,
+    UDP,
     UNKNOWN_NAT,
     ApId,
     Claim,
@@ -69,8 +71,10 @@ from apagent.core.model import (
     NetworkName,
     SessionChanges,
     Sessions,
+    SocketKey,
     advanced,
     client_of,
+    socket_of,
     stamped,
     standing_of,
 )
@@ -236,10 +240,13 @@ class Engine:
     @_handle.register
     def _(self, event: KernelAdopted) -> None:
         by_anchor: dict[ApId, dict[FlowKey, Nat]] = {}
+        held: set[tuple[SocketKey, ApId]] = set()
         for key, ap in event.flows.items():
             by_anchor.setdefault(ap, {})[key] = UNKNOWN_NAT
-        for socket, ap in event.sockets.items():
-            # Which of its flows, or a port forward, holds the socket isn't known: any will do.
+            if key[PROTOCOL_OFFSET] == UDP:
+                held.add((socket_of(key), ap))
+        for socket, ap in event.sockets.items() - held:
+            # What holds it isn't known, such as a port forward: any session will do.
             by_anchor.setdefault(ap, {})[standing_of(socket)] = UNKNOWN_NAT
         for ap in sorted(by_anchor.keys() & self.peers.keys()):
             self.sessions[event.network].apply(ap, by_anchor[ap])
