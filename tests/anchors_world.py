@@ -243,7 +243,9 @@ class World:
         else:
             self._put(ap, FlowsAdopted(nat, sessions))
 
-    def _answering(self, nat: NatAddress, _asking: ApId) -> Iterable[ApId]:
+    def _answering(self, nat: NatAddress, asking: ApId) -> Iterable[ApId]:
+        if asking in self.down:
+            return ()
         return (ap for ap in self.owners(nat) if ap not in self.dead and ap not in self.down)
 
 

@@ -93,6 +93,7 @@ class Anchoring:
         for peer in sorted(changed):
             self._note_liveness(peer)
         self.book.dead = self.liveness.dead
+        self.anchors.deaf = {network for network, trouble in event.uplinks.items() if trouble}
         for network, trouble in self._uplinks.take(event.uplinks).items():
             self.anchors.uplink_changed(network, trouble)
             changed.add(self._me)

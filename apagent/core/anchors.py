@@ -99,6 +99,9 @@ class Anchors:
         """The dead among them."""
         self.clock = 0
         """The highest claim generation seen; `settle` counts it up."""
+        self.deaf: set[NetworkName] = set()
+        """Networks whose uplinks led nowhere at the last look, if only for a moment: that nobody
+        has answered there proves nothing."""
         self.notes: list[NoteAnchor] = []
         """What the watchers should be told; whoever reads it clears it."""
         self._round = 0
@@ -155,10 +158,10 @@ class Anchors:
         trial = self._trials.get(nat)
         if trial is None or trial.step is not _Step.PROBING:
             return
-        if used_by is None:
+        if used_by is None and nat.network not in self.deaf:
             self._trials[nat] = _Trial(_Step.FREE)
             return
-        if not trial.until:
+        if not trial.until and used_by is not None:
             what = f"{nat} is in use by {used_by} on the uplink's segment and can't be taken"
             self._note("in-use", what)
         self._trials[nat] = self._wait()

@@ -301,6 +301,19 @@ def test_a_home_yields_to_a_stranger_only_if_it_does_not_hear_everybody() -> Non
     assert world.owners(home(AP1)) == [AP1]
 
 
+def test_who_loses_uplink_and_peers_at_once_takes_nothing() -> None:
+    """It counts them as dead before it counts its own uplink as dead, and nobody can answer it."""
+    world = World()
+    world.down[AP1] = "no carrier"
+    for other in (AP2, AP3):
+        world.cut_control(AP1, other)
+        world.unreachable.add(frozenset({AP1, other}))
+    for _ in range(DEAD_ROUNDS + 5):
+        world.rounds(1)
+        assert world.owners(home(AP2)) == [AP2]
+        assert world.owners(home(AP3)) == [AP3]
+
+
 def test_two_that_defend_themselves_do_not_flood_the_segment() -> None:
     world = World()
     for _ in range(5):
