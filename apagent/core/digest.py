@@ -39,9 +39,10 @@ class Buckets(NamedTuple):
     total: int
     numbers: frozenset[int]
 
-    def hold(self, key: FlowKey) -> bool:
-        """Whether the flow belongs to one of them."""
-        return crc32(key) & (self.total - 1) in self.numbers
+    def of(self, keys: Iterable[FlowKey]) -> list[FlowKey]:
+        """The flows that belong to one of them."""
+        mask, numbers = self.total - 1, self.numbers
+        return [key for key in keys if crc32(key) & mask in numbers]
 
 
 class TableDigest:

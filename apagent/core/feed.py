@@ -82,7 +82,7 @@ class FeedSnapshot:
                 while whole := dict(islice(items, MAX_CHANGES)):
                     yield network, whole
                 continue
-            while looked_at := tuple(islice(items, MAX_LOOKED_AT)):
+            while looked_at := dict(islice(items, MAX_LOOKED_AT)):
                 yield from _pieces(network, looked_at, self.differing)
 
 
@@ -218,9 +218,9 @@ def _pieces_of(
 
 
 def _pieces(
-    network: NetworkName, sessions: Iterable[tuple[FlowKey, Nat]], wanted: Buckets
+    network: NetworkName, sessions: Sessions, wanted: Buckets
 ) -> Iterator[tuple[NetworkName, Sessions]]:
-    found = iter([(key, nat) for key, nat in sessions if wanted.hold(key)])
+    found = iter([(key, sessions[key]) for key in wanted.of(sessions)])
     yield network, dict(islice(found, MAX_CHANGES))
     while more := dict(islice(found, MAX_CHANGES)):
         yield network, more

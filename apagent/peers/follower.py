@@ -14,7 +14,7 @@ from apagent.core.digest import Buckets, bucket_count, feed_digest
 from apagent.core.domain import Network
 from apagent.core.engine import PeerState
 from apagent.core.events import PeerConnected, PeerDelta, PeerDisconnected, PeerPart, PeerSnapshot
-from apagent.core.model import AnchorStatement, ApId, NetworkName
+from apagent.core.model import ApId, NetworkName
 from apagent.core.session_tables import SessionTables
 from apagent.errors import PeerFault
 from apagent.peers import versions
@@ -142,42 +142,38 @@ class Follower:
             self._parts = SnapshotParts(self.peer, message.epoch, message.sequence)
         parts = self._parts
         opened = parts.add_untrusted(message.epoch, message.sequence, statements)
-        if opened and message.kind != pb.FeedMessage.KIND_SNAPSHOT_END:
+        if opened:
             yield PeerPart(self.peer, opened)
-        if message.kind == pb.FeedMessage.KIND_DIFFERENCE_END:
-            yield from self._end_difference_untrusted(message, parts, statements.anchor)
-        elif message.kind == pb.FeedMessage.KIND_SNAPSHOT_END:
-            self.snapshots += 1
-            self._end(message)
-            claims = tuple(parts.claims)
-            yield PeerSnapshot(self.peer, message.clock, parts.tables, claims, statements.anchor)
+        if message.kind == _PART:
+            return
+        differing = self._differing_untrusted(message)
+        restarted = message.epoch != self.epoch
+        for changes in parts.rest(self._tables, differing, restarted=restarted):
+            yield PeerPart(self.peer, changes)
+        self.snapshots += differing is None
+        self.differences += differing is not None
+        self._parts = None
+        self._buckets = 0
+        self._reach(message)
+        claims = tuple(parts.claims)
+        yield PeerSnapshot(self.peer, message.clock, None, claims, statements.anchor)
 
-    def _end_difference_untrusted(
-        self, message: pb.FeedMessage, parts: SnapshotParts, anchor: AnchorStatement | None
-    ) -> Iterator[PeerEvent]:
+    def _differing_untrusted(self, message: pb.FeedMessage) -> Buckets | None:
+        """What a snapshot is about by its last part; None: everything."""
+        if message.kind == pb.FeedMessage.KIND_SNAPSHOT_END:
+            return None
         if not self._buckets or any(bucket >= self._buckets for bucket in message.differing):
             raise PeerFault(
                 f"peer {self.peer}: sent a difference of buckets {list(message.differing)[-3:]}, "
                 f"asked for {self._buckets}"
             )
-        differing = Buckets(self._buckets, frozenset(message.differing))
-        restarted = message.epoch != self.epoch
-        for changes in parts.rest(self._tables, differing, restarted=restarted):
-            yield PeerPart(self.peer, changes)
-        self.differences += 1
-        self._end(message)
-        yield PeerSnapshot(self.peer, message.clock, None, tuple(parts.claims), anchor)
+        return Buckets(self._buckets, frozenset(message.differing))
 
     def _connect(self) -> Iterator[PeerEvent]:
         if not self._connected:
             self._connected = True
             self.state, self.reason = PeerState.SYNCING, ""
             yield PeerConnected(self.peer)
-
-    def _end(self, message: pb.FeedMessage) -> None:
-        self._parts = None
-        self._buckets = 0
-        self._reach(message)
 
     def _reach(self, message: pb.FeedMessage) -> None:
         self.epoch, self.sequence = message.epoch, message.sequence

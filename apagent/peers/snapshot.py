@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 
 from apagent.core.digest import Buckets
@@ -36,8 +36,8 @@ class SnapshotParts:
     def __init__(
         self, peer: ApId, epoch: int, sequence: int, max_sessions: int = MAX_SESSIONS
     ) -> None:
-        self.tables: dict[NetworkName, dict[FlowKey, Nat]] = {}
         self.claims: list[Claim] = []
+        self._said: dict[NetworkName, set[FlowKey]] = {}
         self._peer = peer
         self._position = (epoch, sequence)
         self._max_sessions = max_sessions
@@ -57,11 +57,11 @@ class SnapshotParts:
         part: dict[NetworkName, Sessions] = {}
         for network, changes in statements.tables.items():
             opened = {key: nat for key, nat in changes.items() if nat is not None}
-            self.tables.setdefault(network, {}).update(opened)
+            self._said.setdefault(network, set()).update(opened)
             if opened:
                 part[network] = opened
         self.claims.extend(statements.claims)
-        sessions = sum(map(len, self.tables.values()))
+        sessions = sum(map(len, self._said.values()))
         if sessions > self._max_sessions or len(self.claims) > MAX_CLAIMS:
             raise PeerFault(
                 f"peer {self._peer}: its snapshot is larger than {self._max_sessions} sessions "
@@ -72,30 +72,38 @@ class SnapshotParts:
     def rest(
         self,
         held: Mapping[NetworkName, SessionTables],
-        differing: Buckets,
+        differing: Buckets | None,
         *,
         restarted: bool,
     ) -> Iterator[dict[NetworkName, SessionChanges]]:
         """What makes of the tables that we hold, with all parts' sessions in them, the peer's.
 
-        In the buckets that differ, the parts' sessions are all that there is. In the others, what
-        we hold stands; if the peer has `restarted`, all that is from before its start, and so of
-        no generation.
+        In the buckets that differ (None: in all), the parts' sessions are all that there is. In the
+        others, what we hold stands; if the peer has `restarted`, all that is from before its start,
+        and so of no generation.
         """
-        if not (differing.numbers or restarted):
-            return
         for network, tables in held.items():
-            table, said = tables.table(self._peer), self.tables.get(network, {})
-            keys = iter(tuple(table))
-            while some := tuple(islice(keys, MAX_CHANGES)):
-                changes: dict[FlowKey, Nat | None] = {}
-                for key in some:
-                    nat = table.get(key)
-                    if nat is None:
-                        continue
-                    if differing.hold(key):
-                        if key not in said:
-                            changes[key] = None
-                    elif restarted and nat[GENERATION] != _NO_GENERATION:
-                        changes[key] = stamped(nat, 0)
-                yield {network: changes}
+            table, said = tables.table(self._peer), self._said.get(network, set())
+            if differing is None:
+                gone = iter(table.keys() - said)
+                while some := tuple(islice(gone, MAX_CHANGES)):
+                    yield {network: dict.fromkeys(some)}
+            elif differing.numbers or restarted:
+                keys = iter(tuple(table))
+                while some := tuple(islice(keys, MAX_CHANGES)):
+                    closed = {key: None for key in differing.of(some) if key not in said}
+                    aged = self._aged(table, differing, some) if restarted else {}
+                    yield {network: {**aged, **closed}}
+
+    @staticmethod
+    def _aged(
+        table: Sessions, differing: Buckets, keys: Iterable[FlowKey]
+    ) -> dict[FlowKey, Nat | None]:
+        """What stands of these sessions, as the peer says it after its restart."""
+        others = set(differing.of(keys))
+        standing = {key: table[key] for key in keys if key not in others and key in table}
+        return {
+            key: stamped(nat, 0)
+            for key, nat in standing.items()
+            if nat[GENERATION] != _NO_GENERATION
+        }

@@ -78,6 +78,14 @@ def test_sockets_of_peers_stay_until_they_speak() -> None:
     assert start.installed.sockets == {}
 
 
+def test_a_socket_that_an_adopted_flow_holds_is_no_port_forward() -> None:
+    socket = socket_of(udp(1))
+    start = Start(NetworkState(flows={udp(1): AP2}, sockets={socket: AP2}))
+    start.do()
+    assert start.engine.sessions[LAN].table(AP2).keys() == {udp(1)}
+    assert start.installed.sockets == {socket: AP2}
+
+
 def test_nothing_is_installed_before_what_is_there_is_known() -> None:
     # One peer has the flow, and another one's lower id the socket.
     state = NetworkState(flows={udp(1): AP3}, sockets={socket_of(udp(1)): AP2})

@@ -61,13 +61,11 @@ def key(port: int) -> FlowKey:
 
 def take_in(tables: dict[NetworkName, SessionTables], event: PeerEvent) -> None:
     """What the engine does with sessions."""
-    match event:
-        case PeerPart() | PeerDelta():
-            for network, changes in event.tables.items():
-                tables[network].apply(event.peer, changes)
-        case PeerSnapshot() if event.tables is not None:
-            for network, table in tables.items():
-                table.replace(event.peer, event.tables.get(network, {}))
+    if isinstance(event, PeerPart | PeerDelta):
+        for network, changes in event.tables.items():
+            tables[network].apply(event.peer, changes)
+    elif isinstance(event, PeerSnapshot):
+        assert event.tables is None, "the parts have said it"
 
 
 class PeerAp:
@@ -182,7 +180,8 @@ def scene(play: Callable[[PeerAp, Subscriber], Coroutine[Any, Any, None]], **pee
 def test_a_new_subscriber_gets_a_snapshot_then_deltas() -> None:
     async def play(ap: PeerAp, subscriber: Subscriber) -> None:
         await subscriber.next(PeerConnected)
-        assert (await subscriber.next(PeerSnapshot)).tables == {}
+        await subscriber.next(PeerSnapshot)
+        assert subscriber.sessions == {}
         assert subscriber.feed.state is PeerState.IN_SYNC
         ap.open(1, 2)
         delta = await subscriber.next(PeerDelta)
@@ -196,7 +195,7 @@ def test_a_new_subscriber_gets_a_snapshot_then_deltas() -> None:
     scene(play)
 
 
-def test_a_large_snapshot_comes_as_one_event() -> None:
+def test_a_large_snapshot_ends_with_one_event() -> None:
     async def main() -> None:
         ap = PeerAp()
         ap.open(*range(1, 5000))
@@ -204,9 +203,8 @@ def test_a_large_snapshot_comes_as_one_event() -> None:
         async with started(ap), running(ap.port) as subscriber:
             await subscriber.next(PeerConnected)
             snapshot = await subscriber.next(PeerSnapshot)
-            assert snapshot == PeerSnapshot(
-                PEER, 3, {LAN: ap.sessions}, (CLAIM,), AnchorStatement()
-            )
+            assert snapshot == PeerSnapshot(PEER, 3, None, (CLAIM,), AnchorStatement())
+            assert subscriber.sessions == ap.sessions
 
     asyncio.run(main())
 
@@ -329,9 +327,8 @@ def test_what_was_heard_of_a_snapshot_that_broke_off_stays() -> None:
     assert [type(e) for e in events[:3]] == [PeerConnected, PeerPart, PeerDisconnected]
     assert (asked[1].epoch, asked[1].sequence) == (0, 0)
     assert not asked[1].HasField("held")
-    snapshot = events[-2]
-    assert isinstance(snapshot, PeerSnapshot)
-    assert snapshot.tables == {}
+    assert events[-3] == PeerPart(PEER, {LAN: dict.fromkeys((key(1), key(2)))})
+    assert isinstance(events[-2], PeerSnapshot)
 
 
 def _session(port: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from apagent.config import Endpoint
-from apagent.core.events import PeerConnected, PeerDelta, PeerSnapshot
+from apagent.core.events import PeerConnected, PeerDelta, PeerPart, PeerSnapshot
 from apagent.core.feed import FeedContents, FeedDelta, FeedLog, FeedSnapshot
 from apagent.core.model import AnchorMode, AnchorStatement, Flow, NetworkAnchor
 from apagent.core.session_tables import SessionTables
@@ -63,8 +63,9 @@ def feed_log() -> FeedLog:
 
 def test_what_an_agent_of_version_1_sends_is_understood() -> None:
     feed = follower()
-    *_, snapshot = taken(feed, *SNAPSHOT_1)
-    assert snapshot == PeerSnapshot(AP2, 5, {LAN: TABLE_1}, (claim(AP2, 5),))
+    _, part, snapshot = taken(feed, *SNAPSHOT_1)
+    assert part == PeerPart(AP2, {LAN: TABLE_1})
+    assert snapshot == PeerSnapshot(AP2, 5, None, (claim(AP2, 5),))
     assert taken(feed, DELTA_1) == [
         PeerDelta(AP2, 6, {LAN: {tcp(1): NAT_1, udp(2): None}}, (claim(AP2, 5),))
     ]
@@ -93,7 +94,7 @@ def test_an_agent_of_version_1_gets_whole_snapshots() -> None:
 def test_agents_of_the_same_version_use_it() -> None:
     feed = follower()
     [first] = Publisher(SharedDeltas(AP2), feed_log(), 2, feed.request(AP1)).news()
-    assert taken(feed, first.SerializeToString())[-1] == PeerSnapshot(AP2, 5, anchor=ANCHOR)
+    assert taken(feed, first.SerializeToString())[-1] == PeerSnapshot(AP2, 5, None, anchor=ANCHOR)
     assert feed.version == 2
     feed.epoch = 8
     [second] = Publisher(SharedDeltas(AP2), feed_log(), 2, feed.request(AP1)).news()
