@@ -63,6 +63,7 @@ class Anchoring:
     ) -> None:
         self._me = domain.me.id
         self._sessions = sessions
+        self._standing = {n.name: n.standing.keys() for n in domain.networks}
         self._clients = clients
         self.anchors = Anchors(domain)
         self.book = self.anchors.book
@@ -188,7 +189,8 @@ class Anchoring:
 
     def own_left(self, network: NetworkName) -> int:
         """The flows that a drained AP still anchors."""
-        return sum(not is_standing(key) for key in self._sessions[network].table(self._me))
+        table = self._sessions[network].table(self._me)
+        return len(table) - len(self._standing[network] & table.keys())
 
     # --- decisions and sessions
 
