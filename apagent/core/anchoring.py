@@ -12,7 +12,7 @@ from ipaddress import IPv4Address
 
 from apagent.core.anchors import REMIND_ROUNDS, Anchors, Decision, Want
 from apagent.core.clients import ClientTable
-from apagent.core.desired import AnchorState
+from apagent.core.desired import NOBODY, AnchorState
 from apagent.core.domain import Domain
 from apagent.core.effects import (
     AdoptFlows,
@@ -204,7 +204,8 @@ class Anchoring:
             case Want.ADOPT:
                 return [AdoptFlows(nat, self._movable(nat, decision.ap))]
             case Want.END:
-                flows = tuple(self._translated_to(nat, self._me))
+                also = {} if decision.ap == NOBODY else self._translated_to(nat, decision.ap)
+                flows = tuple(key for key in self._translated_to(nat, self._me) if key not in also)
                 return [EndFlows(nat.network, flows)] if flows else []
 
     def _translated_to(self, nat: NatAddress, ap: ApId) -> Sessions:

@@ -64,7 +64,11 @@ class Want(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """One thing to do about a NAT address. `ap` is whose flows they are, for `Want.ADOPT`."""
+    """One thing to do about a NAT address.
+
+    `ap` is whose flows they are, for `Want.ADOPT`; for `Want.END`, who may have them as well, which
+    is judged flow by flow.
+    """
 
     want: Want
     nat: NatAddress
@@ -109,6 +113,11 @@ class Anchors:
         self._decisions: list[Decision] = []
         self._defended: dict[NatAddress, int] = {}
         """The round at which we have announced an address because of a conflict."""
+        self._untold: dict[NatAddress, set[ApId]] = {}
+        """Addresses of ours -> the peers that we didn't hear when we took them. They may know of a
+        higher hold, though nobody has it any more."""
+        self._yielded: dict[NatAddress, ApId] = {}
+        """Addresses that aren't ours -> their holder when we ended what we translate to them."""
 
     # --- what happens
 
@@ -261,7 +270,7 @@ class Anchors:
     ) -> None:
         if nat in self.book.mine.unconfirmed:
             self._confirm(nat)
-        elif in_sync and not hold.generation:
+        elif in_sync and (not hold.generation or self._is_told(nat)):
             hold = self._take(nat)
         target = self._wanted_heir(nat, hold, unused) if in_sync else None
         if target != hold.offered_to:
@@ -282,6 +291,7 @@ class Anchors:
     def _settle_foreign(self, nat: NatAddress, ap: ApId, hold: Hold, *, in_sync: bool) -> None:
         if not in_sync or not self.book.may_take(nat.network):
             self._give_up(nat)
+            self._yield_to(nat, ap, in_sync=in_sync)
         elif hold.offered_to == self.book.me and ap not in self.book.dead:
             self._prepare(nat, ap)
         elif ap in self.book.dead and self.book.successor(nat, ap, hold.successor) == self.book.me:
@@ -289,6 +299,20 @@ class Anchors:
                 self._take(nat)
         else:
             self._give_up(nat)
+            self._yield_to(nat, ap, in_sync=in_sync)
+
+    def _is_told(self, nat: NatAddress) -> bool:
+        """Whether a peer has been heard that we hadn't heard when we took the address.
+
+        It may have seen a higher hold, and count ours as void: we take the address above that one.
+        """
+        return not self._untold.get(nat, set()) <= self.book.unheard
+
+    def _yield_to(self, nat: NatAddress, holder: ApId, *, in_sync: bool) -> None:
+        """What an earlier run of ours made ready for another AP's address must end, too."""
+        if in_sync and self._yielded.get(nat) != holder:
+            self._yielded[nat] = holder
+            self._decisions.append(Decision(Want.END, nat, holder))
 
     def _settle_vacant(self, nat: NatAddress, *, in_sync: bool) -> None:
         if nat in self.book.mine.ready:
@@ -334,6 +358,8 @@ class Anchors:
     def _take(self, nat: NatAddress) -> Hold:
         self.clock = max(self.clock, self.book.latest.get(nat, 0)) + 1
         hold = self.book.mine.holds[nat] = self._hold(nat, self.clock)
+        self._untold[nat] = set(self.book.unheard)
+        self._yielded.pop(nat, None)
         self.book.mine.ready.discard(nat)
         self.book.mine.unconfirmed.discard(nat)
         self._trials.pop(nat, None)

@@ -372,3 +372,29 @@ def test_what_happens_is_told() -> None:
     heir = successor(world, AP1)
     notes = [n for n in world.effects[heir] if isinstance(n, NoteAnchor)]
     assert [n.state for n in notes][-2:] == ["dead", "holds"]
+
+
+def test_an_address_taken_before_the_peers_were_heard_is_taken_again_when_they_are() -> None:
+    world = World()
+    others = [AP1, AP2]
+    for ap in world.ids:
+        # The clock goes on while everybody is well, and AP3 takes its address again.
+        world.give(ap, ClientSeen(LAN, ANN, Source.FDB))
+    world.restart(AP3)
+    held = world.engines[AP1].anchoring.book.latest[home(AP3)]
+    assert held > 3
+    for other in others:
+        world.cut_control(AP3, other)
+    world.restart(AP3)
+    world.give(AP3, SyncTimedOut())
+    for other in others:
+        world.connect(AP3, other)
+    for ap in world.ids:
+        assert world.engines[ap].anchoring.book.holder(home(AP3)) == AP3
+
+
+def test_flows_made_ready_by_an_earlier_run_end_if_the_address_is_anothers() -> None:
+    world = World()
+    world.open(AP2, tcp(1), at=home(AP1).address)
+    world.restart(AP2)
+    assert world.flows(AP2) == set()
