@@ -31,6 +31,9 @@ class OwnSide:
     """Networks whose uplinks lead nowhere, and why."""
     holds: dict[NatAddress, Hold] = field(default_factory=dict)
     ready: set[NatAddress] = field(default_factory=set)
+    left: set[NatAddress] = field(default_factory=set)
+    """Of others, and nobody holds them, but our conntrack table has flows that need them: an
+    earlier run of ours died when it was about to take them."""
     unconfirmed: set[NatAddress] = field(default_factory=set)
     """Held, but not on our uplink: it was down, and somebody may have taken the address."""
 
@@ -155,13 +158,20 @@ class AnchorBook:
         """The hold that counts, and whose it is.
 
         One that was superseded once is void for good: what a dead AP said last still stands while
-        its successor's agent is restarted, which then has a provisional hold only.
+        its successor's agent is restarted, which then has a provisional hold only. So has one whose
+        former run died before it could say that it has taken the address: whoever is there comes
+        before whoever isn't.
         """
+        gone = self.dead & self.unheard
         stated = [(ap, hold) for ap, hold in self._all_holds() if hold.nat == nat]
         latest = max((hold.generation for _, hold in stated), default=0)
         latest = self.latest[nat] = max(latest, self.latest.get(nat, 0))
         valid = (found for found in stated if found[1].generation in (0, latest))
-        return max(valid, key=lambda found: (found[1].generation, found[0]), default=None)
+        return max(
+            valid,
+            key=lambda found: (found[0] not in gone, found[1].generation, found[0]),
+            default=None,
+        )
 
     def _all_holds(self) -> Iterator[tuple[ApId, Hold]]:
         for hold in self.mine.holds.values():
@@ -174,7 +184,7 @@ class AnchorBook:
         """All NAT addresses that anybody speaks of."""
         ready = {nat for statement in self.statements.values() for nat in statement.ready}
         held = {hold.nat for _, hold in self._all_holds()}
-        return held | ready | self.homes() | self.mine.ready
+        return held | ready | self.homes() | self.mine.ready | self.mine.left
 
     def homes(self) -> set[NatAddress]:
         """The addresses that our configuration names."""
@@ -183,6 +193,11 @@ class AnchorBook:
             for n in self.domain.networks
             if n.takeover and n.nat_address is not None
         }
+
+    def peers_homes(self) -> set[NatAddress]:
+        """The addresses that the peers' configurations name."""
+        homes = {nat for statement in self.statements.values() for nat in _homes(statement)}
+        return {nat for nat in homes if nat.network in self.domain.network_by_name}
 
     def foreign_holds(self) -> set[NatAddress]:
         """The addresses that we hold and whose home is another AP."""

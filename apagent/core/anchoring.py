@@ -154,6 +154,7 @@ class Anchoring:
 
     def reach_sync(self) -> None:
         """We are in sync: from now on addresses may be taken."""
+        self.book.mine.left = self._find_left()
         self._due = True
 
     # --- out
@@ -225,6 +226,18 @@ class Anchoring:
         if not forwarded:
             return flows
         return {key: made for key, made in flows.items() if socket_of(key) not in forwarded}
+
+    def _find_left(self) -> set[NatAddress]:
+        """The peers' addresses that flows of ours are translated to, and that nobody holds."""
+        foreign = {nat for nat in self.book.peers_homes() if self.book.holder(nat) is None}
+        return {
+            nat
+            for nat in foreign
+            if any(
+                made[NAT_ADDRESS] == nat.address.packed
+                for made in self._sessions[nat.network].table(self._me).values()
+            )
+        }
 
     def _find_unused(self) -> frozenset[NatAddress]:
         """The addresses of others that we hold and that no flow of ours needs any more."""

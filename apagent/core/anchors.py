@@ -261,6 +261,7 @@ class Anchors:
         elif found[0] == self.book.me:
             self._settle_own(nat, found[1], unused, in_sync=in_sync)
         else:
+            self.book.mine.left.discard(nat)
             if nat in self.book.mine.holds:
                 self._lose(nat, f"{found[0]} holds it")
             self._settle_foreign(nat, *found, in_sync=in_sync)
@@ -318,7 +319,7 @@ class Anchors:
         if nat in self.book.mine.ready:
             self._take(nat)
         elif (
-            nat in self.book.homes()
+            nat in self.book.homes() | self.book.mine.left
             and in_sync
             and self.book.mode(nat.network) is AnchorMode.ACTIVE
         ):
@@ -361,6 +362,7 @@ class Anchors:
         self._untold[nat] = set(self.book.unheard)
         self._yielded.pop(nat, None)
         self.book.mine.ready.discard(nat)
+        self.book.mine.left.discard(nat)
         self.book.mine.unconfirmed.discard(nat)
         self._trials.pop(nat, None)
         if self.book.homes() <= self.book.mine.holds.keys():
