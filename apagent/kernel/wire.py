@@ -312,16 +312,20 @@ class Netlink:
 
     def _send(self, data: bytes) -> None:
         try:
-            try:
-                self._socket.sendto(data, (0, 0))
-            except OSError as error:
-                if error.errno != errno.EMSGSIZE:
-                    raise
-                # More than the buffer has room for: only a change of the table's layout is.
-                self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, len(data))
-                self._socket.sendto(data, (0, 0))
+            self._socket.sendto(data, (0, 0))
         except OSError as error:
+            # Only a change of the table's layout is larger than the buffer that we have asked for.
+            if error.errno == errno.EMSGSIZE and self._make_room(len(data)):
+                self._send(data)
+                return
             raise _fault(f"netlink request of {len(data)} bytes", error) from None
+
+    def _make_room(self, size: int) -> bool:
+        """Ask for a larger buffer, for a request of `size` bytes; whether it was granted."""
+        before = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        with contextlib.suppress(PermissionError):
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, size)
+        return self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) > before
 
     def _receive(self) -> bytes:
         try:

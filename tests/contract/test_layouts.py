@@ -12,6 +12,7 @@ from apagent.kernel.nft import NftTable, ruleset
 from apagent.kernel.nft.messages import SetDefinition
 from apagent.kernel.nft.sets import Names, definitions
 from apagent.kernel.port import NetworkState
+from apagent.kernel.wire import Netlink
 from tests.contract.conftest import run
 from tests.contract.test_nft import DOMAIN, STATE, arrivals
 from tests.domains import AP2, LAN, tcp
@@ -73,9 +74,15 @@ def test_maps_of_another_layout_keep_what_they_hold(
     assert sorted(listing().split()) == as_new
 
 
+@pytest.mark.parametrize("is_granted", [True, False], ids=["granted", "refused"])
 def test_a_map_that_holds_more_than_the_sockets_buffer_is_carried_over_too(
-    former: Callable[..., None], table: NftTable
+    former: Callable[..., None],
+    table: NftTable,
+    monkeypatch: pytest.MonkeyPatch,
+    is_granted: bool,
 ) -> None:
+    if not is_granted:
+        monkeypatch.setattr(Netlink, "_make_room", lambda *_: False)
     many = replace(STATE, flows={tcp(port): AP2 for port in range(MANY)})
     former(replace(definitions(DOMAIN)[NAMES.flows], key_type=1), state=many)
     table.prepare(DOMAIN)
