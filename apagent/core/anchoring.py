@@ -6,7 +6,7 @@ which flows an address stands for, which clients to rouse, and whose flow a flow
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from functools import singledispatchmethod
 from ipaddress import IPv4Address
 
@@ -42,8 +42,10 @@ from apagent.core.model import (
     ApId,
     FlowKey,
     Mac,
+    Nat,
     NatAddress,
     NetworkName,
+    SessionChanges,
     Sessions,
     client_of,
     is_standing,
@@ -74,6 +76,8 @@ class Anchoring:
         self._rounds = 0
         self._unused: frozenset[NatAddress] = frozenset()
         self._forsaken: set[tuple[ApId, NetworkName]] = set()
+        self._adopting: dict[NatAddress, dict[FlowKey, Nat]] = {}
+        """Flows that are being put into our conntrack table and that haven't ended there since."""
         self._stated = AnchorStatement()
         self._due = True
         self.states = dict.fromkeys(sessions, AnchorState())
@@ -120,6 +124,7 @@ class Anchoring:
 
     @take.register
     def _(self, event: AdoptionFailed) -> None:
+        self._adopting.pop(event.nat, None)
         self.anchors.adoption_failed(event.nat, event.reason)
         self._due = True
 
@@ -132,6 +137,26 @@ class Anchoring:
     def _(self, _event: ReclaimRequested) -> None:
         self.anchors.reclaim()
         self._due = True
+
+    def adopted(self, event: FlowsAdopted) -> Sessions:
+        """The flows that we anchor by this: those that haven't ended meanwhile."""
+        going = self._adopting.pop(event.nat, {})
+        return {key: nat for key, nat in event.sessions.items() if key in going}
+
+    def flows_changed(self, network: NetworkName, changes: SessionChanges) -> None:
+        """Note what conntrack reports while flows are being adopted."""
+        for nat, going in self._adopting.items():
+            if nat.network == network:
+                for key in going.keys() & changes.keys():
+                    if changes[key] is None:
+                        del going[key]
+
+    def flows_listed(self, network: NetworkName, listed: Container[FlowKey]) -> None:
+        """The same for the whole table. What it lacks may be adopted yet: that is reported then."""
+        for nat, going in self._adopting.items():
+            if nat.network == network:
+                for key in [key for key in going if key not in listed]:
+                    del going[key]
 
     def hear(self, peer: ApId, statement: AnchorStatement | None) -> None:
         """A peer's feed is in sync, and says this of it (None: nothing)."""
@@ -203,7 +228,8 @@ class Anchoring:
             case Want.DEFEND:
                 return [DefendAddress(nat)]
             case Want.ADOPT:
-                return [AdoptFlows(nat, self._movable(nat, decision.ap))]
+                self._adopting[nat] = dict(self._movable(nat, decision.ap))
+                return [AdoptFlows(nat, dict(self._adopting[nat]))]
             case Want.END:
                 also = {} if decision.ap == NOBODY else self._translated_to(nat, decision.ap)
                 flows = tuple(key for key in self._translated_to(nat, self._me) if key not in also)

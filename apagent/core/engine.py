@@ -198,6 +198,7 @@ class Engine:
 
     @_handle.register
     def _(self, event: FlowsChanged) -> None:
+        self.anchoring.flows_changed(event.network, event.changes)
         changes = self.sessions[event.network].apply(
             self.me, self._stamp(event.network, event.changes)
         )
@@ -211,6 +212,7 @@ class Engine:
             listed = self._stamp(name, event.tables.get(name, {}))
             standing = self.domain.network_by_name[name].standing
             flows = {key: nat for key, nat in listed.items() if nat is not None}
+            self.anchoring.flows_listed(name, flows)
             changes = tables.replace(self.me, {**flows, **standing})
             if changes:
                 self._tables_out[name] = changes
@@ -232,7 +234,7 @@ class Engine:
     def _(self, event: FlowsAdopted) -> None:
         self.anchoring.take(event)
         network = event.nat.network
-        if changes := self.sessions[network].apply(self.me, event.sessions):
+        if changes := self.sessions[network].apply(self.me, self.anchoring.adopted(event)):
             self._tables_out[network] = changes
 
     # --- what an earlier run left

@@ -9,12 +9,15 @@ from apagent.core.events import (
     AddressConflict,
     ClientSeen,
     DrainRequested,
+    Event,
+    FlowsChanged,
+    FlowsListed,
     PeerDisconnected,
     ReclaimRequested,
     Source,
     SyncTimedOut,
 )
-from apagent.core.model import ApId
+from apagent.core.model import ApId, FlowKey, Nat, NatAddress
 from tests.anchors_world import FOREIGN_MAC, World, home
 from tests.domains import ANN, ANN_IP, AP1, AP2, AP3, LAN, tcp, udp
 
@@ -397,4 +400,23 @@ def test_flows_made_ready_by_an_earlier_run_end_if_the_address_is_anothers() -> 
     world = World()
     world.open(AP2, tcp(1), at=home(AP1).address)
     world.restart(AP2)
+    assert world.flows(AP2) == set()
+
+
+@pytest.mark.parametrize("how", [FlowsChanged(LAN, {tcp(1): None}), FlowsListed({LAN: {}})])
+def test_a_flow_that_ends_while_it_is_adopted_is_not_anchored(
+    how: Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(successor=AP2)
+    adopt = world._adopt
+
+    def end_first(ap: ApId, nat: NatAddress, sessions: dict[FlowKey, Nat]) -> None:
+        world._put(ap, how)
+        adopt(ap, nat, sessions)
+
+    monkeypatch.setattr(world, "_adopt", end_first)
+    world.open(AP1, tcp(1))
+    world.power_off(AP1)
+    world.rounds(DEAD_ROUNDS)
+    assert successor(world, AP1) == AP2
     assert world.flows(AP2) == set()
