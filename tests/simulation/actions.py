@@ -7,11 +7,11 @@ from random import Random
 from typing import TypeVar
 
 from apagent.core.domain import Forward
-from apagent.core.events import ClientSeen, Source
-from apagent.core.model import TCP, Flow
+from apagent.core.events import ClientSeen, DrainRequested, ReclaimRequested, Source
+from apagent.core.model import TCP, Flow, Translation
 from tests.simulation.clients import MAX_TALKS, REMOTES, Client, Talk
 from tests.simulation.node import Node
-from tests.simulation.packets import Fate, be_heard, deliver, reaches, send
+from tests.simulation.packets import Fate, answered, be_heard, deliver, reaches, send
 from tests.simulation.scenario import Step, Violation
 from tests.simulation.streams import Subscription
 from tests.simulation.world import World
@@ -213,7 +213,8 @@ def _call(world: World, node: Node, forward: Forward, client: Client, remote: in
     key = Flow(forward.protocol, forward.client, forward.client_port, to, 50000 + remote % 8).key
     conntrack = node.kernel.conntrack
     if key not in conntrack.tables[client.network]:
-        conntrack.open(client.network, key, client.mac, forward.port)
+        made = Translation(node.kernel.source(client.network), forward.port)
+        conntrack.open(client.network, key, client.mac, made)
         world.opened(node, client.network, key)
     if reaches(world, node.id, client):
         send(world, client, key, opens=forward.protocol != TCP)
@@ -233,7 +234,7 @@ def speak(world: World, client: Client, talk: Talk) -> Fate:
         return sent.fate
     if talk.nat not in (None, sent.entry.nat) and not talk.contested:
         raise Violation(f"{Flow.of(talk.key)} is seen to come from two addresses")
-    if reaches(world, sent.anchor, client):
+    if answered(world, sent.entry, client, talk.key):
         talk.nat = sent.entry.nat
     return sent.fate
 
@@ -347,3 +348,29 @@ def timeout(world: World, ap: int, _: int, __: int) -> None:
     """An agent waits no longer for silent peers."""
     node = _node(world, ap)
     world.batch(node, node.time_out) if node.agent is not None else None
+
+
+# --- anchors
+
+
+@_action
+def uplink(world: World, ap: int, on: int, _: int) -> None:
+    """An AP's uplink breaks, or works again."""
+    _node(world, ap).kernel.uplink_works = not on & 1
+
+
+@_action
+def drain(world: World, ap: int, on: int, _: int) -> None:
+    """An operator wants an AP to anchor nothing, or to anchor again."""
+    node = _node(world, ap)
+    if node.agent is not None:
+        node.agent.draining = bool(on & 1)
+        world.batch(node, lambda: node.work_off([DrainRequested(bool(on & 1))]))
+
+
+@_action
+def reclaim(world: World, ap: int, _: int, __: int) -> None:
+    """An operator wants an AP's own addresses back."""
+    node = _node(world, ap)
+    if node.agent is not None:
+        world.batch(node, lambda: node.work_off([ReclaimRequested()]))

@@ -22,14 +22,16 @@ from apagent.core.model import (
     FlowKey,
     Mac,
     Nat,
+    NatAddress,
     NetworkName,
     SocketKey,
+    Translation,
     is_standing,
     socket_of,
 )
 from tests.simulation.clients import Client, Talk
 from tests.simulation.node import Node, contents
-from tests.simulation.packets import Fate, deliver, reaches, send
+from tests.simulation.packets import Fate, answered, deliver, send
 from tests.simulation.scenario import Violation
 from tests.simulation.world import World
 
@@ -55,6 +57,19 @@ def agreement(world: World) -> None:
         claims = _check_claims(world, network.name)
         for node in world.nodes.values():
             _check_kernel(node, network.name, tables, claims)
+        _check_addresses(world, network.name)
+
+
+def drained(world: World) -> None:
+    """What an AP that anchors nothing could hand over it has handed over."""
+    for node in world.nodes.values():
+        assert node.agent is not None
+        for network in node.domain.networks if node.agent.draining else ():
+            book = node.engine.anchoring.book
+            heirs = [ap for ap in book.statements if book.is_fit(ap, network.name)]
+            if network.takeover and heirs:
+                held = sorted(node.kernel.installed[network.name].addresses)
+                must(not held, f"{node.id} is drained and still holds {held}")
 
 
 def truth(world: World, clients: Iterable[Client]) -> None:
@@ -161,7 +176,25 @@ def _check_kernel(
     wanted = node.engine.wanted()[network]
     must(installed == wanted, f"{node.id}: wanted, not installed: {difference(installed, wanted)}")
     right = _right(node.id, tables, claims)
+    right.addresses, right.sources = installed.addresses, installed.sources
     must(installed == right, f"{node.id}: installed, not right: {difference(installed, right)}")
+
+
+def _check_addresses(world: World, network: NetworkName) -> None:
+    """Each NAT address is one AP's, all know whose, and no flow is translated to another one's."""
+    holders: dict[IPv4Address, ApId] = {}
+    for node in world.nodes.values():
+        for address in node.kernel.installed[network].addresses:
+            must(address not in holders, f"{address} is on {node.id} and {holders.get(address)}")
+            holders[address] = node.id
+    for node in world.nodes.values():
+        for address, holder in holders.items():
+            believed = node.engine.anchoring.book.holder(NatAddress(network, address))
+            must(believed == holder, f"{node.id}: {address} is {holder}'s, not {believed}'s")
+        for key, entry in node.kernel.conntrack.tables[network].items():
+            address = Translation.of(entry.nat).address
+            what = f"{node.id} translates {Flow.of(key)} to {address}, which is not there"
+            must(node.kernel.has(address), what)
 
 
 def _right(
@@ -217,7 +250,9 @@ def _check_talk(world: World, client: Client, talk: Talk) -> None:
     flow = Flow.of(talk.key)
     must(sent.fate is Fate.TRANSLATED, f"{flow}, anchored at {anchors}: {sent.fate}")
     must([sent.anchor] == anchors, f"{flow}, anchored at {anchors}, goes to {sent.anchor}")
-    must(reaches(world, anchors[0], client), f"{flow}: answers from {anchors} are lost")
+    assert sent.entry is not None
+    found = answered(world, sent.entry, client, talk.key)
+    must(found, f"{flow}: answers from {anchors} are lost")
 
 
 def _check_empty(node: Node, network: Network) -> None:
@@ -236,6 +271,11 @@ def _check_empty(node: Node, network: Network) -> None:
     must(not counted, f"{node.id}: {counted} are counted for good")
     must(not sessions.lost and not sessions.touched_flows, f"{node.id}: changes stay for good")
     must(not clients._adopted, f"{node.id}: {clients._adopted} stay adopted")
+    if network.takeover:
+        right = {network.nat_address: True}
+        must(state.addresses == right, f"{node.id}, without flows, holds {state.addresses}")
+        must(bool(state.sources), f"{node.id} holds its address and doesn't translate to it")
+    must(not state.diverted, f"{node.id}: {state.diverted} stay diverted")
     must(not node.engine._seen_early, f"{node.id}: sightings stay for good")
 
 

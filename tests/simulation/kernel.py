@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from apagent.core.desired import Change, NetworkDelta, NetworkState
 from apagent.core.events import ClientAged, ClientSeen, ClientsFound, FlowsChanged, Source
-from apagent.core.model import Flow, FlowKey, Mac, Nat, NetworkName, Translation
+from apagent.core.model import TRANSLATION, FlowKey, Mac, Nat, NetworkName, Translation
 from tests.simulation.clients import Client
 from tests.simulation.scenario import Violation
 
@@ -32,20 +32,19 @@ class Entry(NamedTuple):
 class Conntrack:
     """The translated flows of one AP: the only clock of its sessions."""
 
-    def __init__(self, address: IPv4Address, networks: Iterable[NetworkName]) -> None:
+    def __init__(self, networks: Iterable[NetworkName]) -> None:
         self.tables: dict[NetworkName, dict[FlowKey, Entry]] = {name: {} for name in networks}
         self.listening = False
-        self._address = address
         self._taken: set[tuple[bytes, int]] = set()
         self._waiting: dict[NetworkName, dict[FlowKey, Nat | None]] = {}
         self._lost = False
 
-    def open(self, network: NetworkName, key: FlowKey, opener: Mac, port: int = 0) -> Entry:
+    def open(self, network: NetworkName, key: FlowKey, opener: Mac, made: Translation) -> Entry:
         """Translate a new flow; the port stays if it is free, as with Linux."""
-        wanted = port or Flow.of(key).client_port
-        free = next(p for p in count(wanted) if (key[4:9] + key[11:], p) not in self._taken)
-        self._taken.add((key[4:9] + key[11:], free))
-        entry = Entry(Translation(self._address, free).packed, opener)
+        towards = key[4:9] + key[11:] + made.address.packed
+        port = next(p for p in count(made.port) if (towards, p) not in self._taken)
+        self._taken.add((towards, port))
+        entry = Entry(made._replace(port=port).packed, opener)
         self.tables[network][key] = entry
         self._report(network, key, entry.nat)
         return entry
@@ -54,9 +53,20 @@ class Conntrack:
         """The entry ends; None: it has already."""
         entry = self.tables[network].pop(key, None)
         if entry is not None:
-            self._taken.discard((key[4:9] + key[11:], Translation.of(entry.nat).port))
+            made = Translation.of(entry.nat)
+            self._taken.discard((key[4:9] + key[11:] + made.address.packed, made.port))
             self._report(network, key, None)
         return entry
+
+    def adopt(self, network: NetworkName, key: FlowKey, nat: Nat, opener: Mac) -> None:
+        """Make an entry of another anchor's flow, unless one of ours is in its way."""
+        there = self.tables[network].get(key)
+        if there is not None and there.nat[TRANSLATION] == nat[TRANSLATION]:
+            return
+        made = Translation.of(nat)._replace(generation=0)
+        if (key[4:9] + key[11:] + made.address.packed, made.port) not in self._taken:
+            self.close(network, key)
+            self.open(network, key, opener, made)
 
     def overflow(self) -> None:
         """Lose what waits to be read, and some."""
@@ -160,12 +170,22 @@ class Kernel:
     """One AP's kernel."""
 
     def __init__(self, address: IPv4Address, networks: Iterable[NetworkName]) -> None:
-        self._address, self._networks = address, tuple(networks)
+        self.address, self._networks = address, tuple(networks)
+        self.uplink_works = True
         self.reboot()
+
+    def source(self, network: NetworkName) -> IPv4Address:
+        """What new flows of a network are translated to; masquerading if nothing else is said."""
+        return next(iter(self.installed[network].sources.values()), self.address)
+
+    def has(self, address: IPv4Address) -> bool:
+        """Whether packets to this address on the uplink come here."""
+        held = any(address in state.addresses for state in self.installed.values())
+        return self.uplink_works and (held or address == self.address)
 
     def reboot(self) -> None:
         """Everything is gone."""
-        self.conntrack = Conntrack(self._address, self._networks)
+        self.conntrack = Conntrack(self._networks)
         self.bridge = Bridge(self._networks)
         self.installed = {name: NetworkState() for name in self._networks}
         self.fresh = True
@@ -195,6 +215,10 @@ class Kernel:
             # A permanent entry takes the place of one that was learned.
             for address in delta.neighbours:
                 self.bridge.resolved[name].pop(address, None)
+
+    def copy_addresses(self) -> set[tuple[NetworkName, IPv4Address]]:
+        """The NAT addresses on the uplink."""
+        return {(name, a) for name, state in self.installed.items() for a in state.addresses}
 
     def copy(self) -> dict[NetworkName, NetworkState]:
         """What an agent reads back."""

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 
 from apagent.core.desired import NetworkState, difference
 from apagent.core.domain import Domain
 from apagent.core.effects import (
+    AdoptFlows,
     AskClient,
+    DefendAddress,
     Effect,
     EndFlows,
     ForgetClient,
     NoteSync,
+    ProbeAddress,
     Publish,
     WelcomeClient,
 )
 from apagent.core.engine import Engine
 from apagent.core.events import Event, FlowsListed, KernelAdopted, SyncTimedOut
 from apagent.core.feed import FeedContents, FeedLog
-from apagent.core.model import FlowKey, Mac, NetworkName, socket_of
+from apagent.core.model import FlowKey, Mac, NatAddress, NetworkName, socket_of
 from apagent.peers.publisher import SharedDeltas
 from tests.simulation.kernel import GRACE_S, Kernel
 from tests.simulation.scenario import Violation
+from tests.simulation.segment import Segment
 
 NEVER = -1
 
@@ -37,6 +41,11 @@ class Agent:
     deltas: SharedDeltas
     sync_deadline: float
     timed_out: bool = False
+    draining: bool = False
+    asked: dict[NatAddress, Mac | None] = field(default_factory=dict)
+    """NAT addresses that the segment was asked for -> who has answered."""
+    done: list[Event] = field(default_factory=list)
+    """What has come of the agent's work with anchors: it learns of it in its own time."""
 
 
 class Node:
@@ -50,6 +59,7 @@ class Node:
         now: Callable[[], float],
         end_flow: Callable[[Node, NetworkName, FlowKey], None],
         ask: Callable[[Node, NetworkName, Mac], None],
+        segment: Segment,
     ) -> None:
         self.id = domain.me.id
         self.domain = domain
@@ -63,6 +73,7 @@ class Node:
         self._now = now
         self._end_flow = end_flow
         self._ask = ask
+        self._segment = segment
 
     @property
     def engine(self) -> Engine:
@@ -73,8 +84,10 @@ class Node:
     @property
     def ready(self) -> bool:
         """Whether the kernel has events for the agent."""
+        if self.agent is None:
+            return False
         waits = self.kernel.conntrack.waits or bool(self.kernel.bridge.waiting)
-        return self.agent is not None and waits
+        return waits or bool(self.agent.done or self.agent.asked)
 
     def start(self, epoch: int) -> None:
         """Start an agent as `agent.Agent.adopt` does."""
@@ -120,6 +133,10 @@ class Node:
             events += [FlowsListed(self.kernel.conntrack.dump())] if changes is None else changes
         if clients:
             events += self.kernel.bridge.read()
+        if self.agent is not None:
+            events += self.agent.done
+            events += self._segment.conclude(self)
+            self.agent.done = []
         return events
 
     def tick(self) -> None:
@@ -143,10 +160,12 @@ class Node:
         crash_after, self.crash_after = self.crash_after, NEVER
         if crash_after == 0:
             return self.stop()
+        before = self.kernel.copy_addresses()
         if install is None:
             self.kernel.apply(engine.take_deltas())
         else:
             install()
+        self._segment.announce_new(self, before)
         effects.sort(key=lambda effect: not isinstance(effect, Publish))
         for effect in effects[: crash_after - 1 if crash_after > 0 else None]:
             self._carry_out(effect)
@@ -169,6 +188,8 @@ class Node:
             case EndFlows():
                 for key in effect.flows:
                     self._end_flow(self, effect.network, key)
+            case ProbeAddress() | DefendAddress() | AdoptFlows():
+                self._segment.carry_out(self, effect)
             case NoteSync():
                 self.kernel.held_until = 0.0
 
@@ -205,7 +226,8 @@ class Node:
                 ("routes", before[name].routes.items() - state.routes.items()),
                 ("neighbours", before[name].neighbours.items() - state.neighbours.items()),
             ):
-                gone = [key for key, _ in kept if key not in {*own, *sockets, *state.neighbours}]
+                ours = {*own, *sockets, *state.neighbours}
+                gone = [key for key, value in kept if key not in ours and value != self.id]
                 if gone:
                     raise Violation(f"{self.id}: its agent's start has removed {what} {gone}")
 

@@ -6,8 +6,9 @@ from enum import StrEnum
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, NamedTuple
 
+from apagent.core.desired import ANY_ANCHOR, NOBODY
 from apagent.core.events import ClientSeen, Source
-from apagent.core.model import TCP, ApId, FlowKey, NetworkName, socket_of
+from apagent.core.model import TCP, ApId, Flow, FlowKey, NetworkName, Translation, socket_of
 from apagent.kernel.nft.forwarding import FOLLOW_TTL
 from tests.simulation.clients import Client
 from tests.simulation.kernel import Entry
@@ -46,8 +47,9 @@ def send(world: World, client: Client, key: FlowKey, *, opens: bool) -> Sent:
     node = world.nodes[client.at]
     be_heard(node, client)
     state = node.kernel.installed[client.network]
-    anchor = state.flows.get(key) or state.sockets.get(socket_of(key))
-    if anchor is None:
+    anchor = state.flows.get(key) or state.sockets.get(socket_of(key)) or ANY_ANCHOR
+    anchor = state.diverted.get(anchor, anchor)
+    if anchor in (ANY_ANCHOR, NOBODY, node.id):
         return _translate(world, node, client, key, opens=opens)
     if not world.tunnel(node.id, anchor):
         return LOST
@@ -82,6 +84,16 @@ def deliver(
         node = world.nodes[via]
 
 
+def answered(world: World, entry: Entry, client: Client, key: FlowKey) -> bool:
+    """Whether a server's answer gets to the client: it goes to whoever has the NAT address."""
+    address = Translation.of(entry.nat).address
+    holders = [n for n in world.nodes.values() if n.powered and n.kernel.has(address)]
+    if len(holders) != 1:
+        return False
+    there = holders[0].kernel.conntrack.tables[client.network].get(key)
+    return there is not None and there.nat == entry.nat and reaches(world, holders[0].id, client)
+
+
 def reaches(world: World, anchor: ApId, client: Client) -> bool:
     """Whether what the anchor has for the client gets there."""
     at, _ = deliver(world, world.nodes[anchor], client.network, client.address)
@@ -102,8 +114,11 @@ def _translate(world: World, node: Node, client: Client, key: FlowKey, *, opens:
             return LOST if _spared(world, node, client) else Sent(Fate.RESET, node.id)
         if key[8] != TCP and world.time < node.kernel.held_until:
             return LOST
-        entry = conntrack.open(client.network, key, client.mac)
+        made = Translation(node.kernel.source(client.network), Flow.of(key).client_port)
+        entry = conntrack.open(client.network, key, client.mac, made)
         world.opened(node, client.network, key)
+    if not node.kernel.uplink_works:
+        return LOST
     return Sent(Fate.TRANSLATED, node.id, entry)
 
 

@@ -37,6 +37,10 @@ class Scenario:
     forwards: int
     capacity: int
     """Changes that each feed remembers."""
+    probing: int
+    """Whether APs probe each other through the tunnels: an anchor that doesn't answer is dead."""
+    takeover: int
+    """Whether NAT addresses move between the APs, whose uplinks are on one segment."""
     steps: tuple[Step, ...] = ()
 
     def __str__(self) -> str:
@@ -48,7 +52,7 @@ class Scenario:
         return replace(self, steps=steps)
 
 
-_SIZES = ("seed", "aps", "clients", "networks", "forwards", "capacity")
+_SIZES = ("seed", "aps", "clients", "networks", "forwards", "capacity", "probing", "takeover")
 
 
 def parse(text: str) -> Scenario:

@@ -32,6 +32,9 @@ FAULTS = {
     "reboot": 1,
     "timeout": 1,
 }
+ANCHOR_FAULTS = {"uplink": 2, "drain": 2, "reclaim": 1}
+MAX_PROBING = 6
+"""APs in a domain whose APs probe each other: each tells each how it is, ten times a second."""
 FREQUENCIES = (0.0, 0.0, 0.3, 1.0, 3.0)
 PAUSES_MS = (0, 0, 1, 30, 200, 6000)
 SHARES = (10, 30, 60, 100)
@@ -49,9 +52,12 @@ def draw(seed: int, aps: int | None = None) -> Scenario:
         networks=random.choice((1, 1, 2)),
         forwards=random.choice((0, 0, 1, 3)),
         capacity=random.choice((6, 20, 200, 65536)),
+        probing=(probing := int((aps or 0) <= MAX_PROBING and random.random() < 0.6)),
+        takeover=probing * random.choice((0, 1, 1)),
     )
     weights: dict[str, float] = {**TRAFFIC, **ROAMS}
-    weights.update({name: w * random.choice(FREQUENCIES) for name, w in FAULTS.items()})
+    faults = FAULTS | ANCHOR_FAULTS if probing else FAULTS
+    weights.update({name: w * random.choice(FREQUENCIES) for name, w in faults.items()})
     busy = random.choice((0.2, 0.5, 0.8))
     """How often something happens before what is under way has moved."""
     steps: list[Step] = []

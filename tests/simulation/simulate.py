@@ -16,6 +16,9 @@ from tests.simulation.streams import small_pieces
 from tests.simulation.world import Tell, World, silent
 
 STRAGGLER_PAUSE_S = 1.0
+SYNC_TIMEOUT_S = 5.0
+PROBING_PAUSES = 5
+"""Pauses in which enough rounds of probes pass for all that waits for rounds."""
 TALKATIVE = 0.7
 MAX_ROUNDS = 8
 """In which clients that speak must have set all right."""
@@ -45,6 +48,9 @@ def _run(world: World, scenario: Scenario, tell: Tell) -> None:
         do(world, step)
     tell("=== everything works again")
     world.heal()
+    _settle(world)
+    invariants.drained(world)
+    world.anchor_again()
     _settle(world)
     invariants.agreement(world)
     tell("=== clients speak, all but some that never will again")
@@ -102,9 +108,9 @@ def shrink(found: Failure, fails: Callable[[Scenario], Failure | None] = failure
 
 def _settle(world: World) -> None:
     """Let time pass, until all that follows from that has happened too."""
-    for _ in range(2):
+    for _ in range(PROBING_PAUSES if world.probing else 2):
         world.rest()
-        world.advance(world.nodes["ap1"].domain.sync_timeout_s)  # type: ignore[index]
+        world.advance(SYNC_TIMEOUT_S)
     world.rest()
 
 

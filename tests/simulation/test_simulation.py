@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from apagent.core import clients, engine
+from apagent.core.anchors import Anchors
 from apagent.core.clients import ClientTable
 from apagent.core.engine import Engine
 from apagent.core.events import Source
@@ -73,6 +74,7 @@ _merge = ClientTable.merge
 _since = FeedLog.since
 _replace = SessionTables.replace
 _judge = judge
+_probed = Anchors.probed
 
 
 def _latest_heard_wins(table: ClientTable, claim: Any, now: float) -> Any:
@@ -88,6 +90,10 @@ def _resume_in_any_run(log: FeedLog, epoch: int, sequence: int) -> Any:
 def _resume_too_late(log: FeedLog, epoch: int, sequence: int) -> Any:
     oldest = log.sequence - len(log._pieces)
     return _since(log, epoch, max(sequence, oldest) if epoch == log.epoch else sequence)
+
+
+def _nobody_answers(anchors: Anchors, nat: Any, _used_by: Any) -> None:
+    _probed(anchors, nat, None)
 
 
 def _any_anchor(table: SessionTables, socket: Any) -> Any:
@@ -115,6 +121,9 @@ MUTANTS: dict[str, tuple[object, str, Callable[..., Any]]] = {
     "a client that has left stays": (Engine, "_release_silent", lambda *_: None),
     "a change doesn't reach the kernel": (ClientTable, "_touch", lambda *_: None),
     "a lost end is not found": (SessionTables, "replace", _keep_what_a_listing_lacks),
+    "an address in use is taken": (Anchors, "probed", _nobody_answers),
+    "a hold stays below what peers know": (Anchors, "_is_told", lambda *_: False),
+    "a drained AP keeps its addresses": (Anchors, "_wanted_heir", lambda *_: None),
 }
 
 

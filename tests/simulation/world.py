@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from ipaddress import IPv4Address
 from itertools import permutations
 from random import Random
 
 from apagent.core.domain import Domain, Forward, Network
+from apagent.core.events import DrainRequested, ProbesAnswered
+from apagent.core.liveness import ROUND_S
 from apagent.core.model import TCP, UDP, ApId, FlowKey, Mac, NetworkName
 from tests.domains import domain, lan
 from tests.simulation.clients import Client
@@ -16,10 +19,15 @@ from tests.simulation.describe import describe
 from tests.simulation.kernel import Kernel
 from tests.simulation.node import NEVER, Node
 from tests.simulation.scenario import Scenario, Violation
+from tests.simulation.segment import Segment
 from tests.simulation.streams import Subscription
 
 SPARE_ADDRESSES = 2
 """Addresses per network beyond one for each client."""
+NOBODYS = Mac("00:00:00:00:00:00")
+"""The owner of a flow that nobody has any more."""
+MAX_ROUNDS = 12
+"""Rounds of probes that are made when time passes, however much: the machine is slow."""
 MAX_SWEEPS = 400
 """In which everything that waits must have been worked off."""
 
@@ -38,12 +46,20 @@ class World:
         self.random = Random(scenario.seed)
         self.tell = tell
         self.networks = _networks(scenario)
+        self.probing = bool(scenario.probing)
         self.nodes: dict[ApId, Node] = {}
+        segment = Segment(self.nodes, self._adopter)
         for i in range(scenario.aps):
             made = _domain(ApId(f"ap{i + 1}"), i, scenario, self.networks)
-            kernel = Kernel(IPv4Address(f"203.0.113.{i + 1}"), made.network_by_name)
+            kernel = Kernel(IPv4Address(f"192.0.2.{i + 1}"), made.network_by_name)
             node = Node(
-                made, kernel, scenario.capacity, lambda: self.time, self._end_flow, self._ask
+                made,
+                kernel,
+                scenario.capacity,
+                lambda: self.time,
+                self._end_flow,
+                self._ask,
+                segment,
             )
             self.nodes[node.id] = node
         self.feeds = {
@@ -94,6 +110,22 @@ class World:
         for node in self.nodes.values():
             if node.agent is not None:
                 self.batch(node, node.tick)
+        if self.probing:
+            for _ in range(min(MAX_ROUNDS, round(seconds / ROUND_S))):
+                self._probe()
+
+    def _probe(self) -> None:
+        """A round of probes is over, at each AP."""
+        for node in self.nodes.values():
+            if node.agent is None:
+                continue
+            answers = frozenset(
+                ap for ap in self.nodes if ap != node.id and self.tunnel(node.id, ap)
+            )
+            trouble = "" if node.kernel.uplink_works else "no carrier"
+            uplinks = {network.name: trouble for network in self.networks}
+            event = ProbesAnswered(answers, uplinks)
+            self.batch(node, partial(node.work_off, [event]))
 
     # --- what is under way
 
@@ -151,12 +183,20 @@ class World:
         if entry is None:
             return
         address = IPv4Address(key[:4])
-        if len(self.anchors[network, key]) == 1 and len(self.users[network, address]) == 1:
+        if self.probing:
+            pass
+        elif len(self.anchors[network, key]) == 1 and len(self.users[network, address]) == 1:
             raise Violation(f"{node.id} ended the flow {key.hex()} without any reason")
         for client in self.clients:
             talk = client.talk(key) if client.network == network else None
             if talk is not None:
                 client.end(talk)
+
+    def _adopter(self, node: Node, network: NetworkName, key: FlowKey) -> Mac:
+        """The node is about to continue a flow; whose it is."""
+        self.opened(node, network, key)
+        tables = (other.kernel.conntrack.tables[network] for other in self.nodes.values())
+        return next((table[key].opener for table in tables if key in table), NOBODYS)
 
     def _ask(self, node: Node, network: NetworkName, mac: Mac) -> None:
         """The agent asks a client by ARP whether it is here; what it answers."""
@@ -173,7 +213,15 @@ class World:
             feed.cut = feed.stalled = False
         for node in self.nodes.values():
             node.crash_after = NEVER
+            node.kernel.uplink_works = True
             self.start(node)
+
+    def anchor_again(self) -> None:
+        """No AP is drained any more."""
+        for node in self.nodes.values():
+            if node.agent is not None and node.agent.draining:
+                node.agent.draining = False
+                self.batch(node, partial(node.work_off, [DrainRequested(drain=False)]))
 
 
 def _networks(scenario: Scenario) -> tuple[Network, ...]:
@@ -190,7 +238,15 @@ def _domain(me: ApId, index: int, scenario: Scenario, networks: tuple[Network, .
             client = _client(i % scenario.clients, networks)
             port = 8000 + i
             forwards[client.network].append(Forward((TCP, UDP)[i % 2], port, client.address, port))
-    own = tuple(replace(n, forwards=tuple(forwards[n.name])) for n in networks)
+    own = tuple(
+        replace(
+            n,
+            forwards=tuple(forwards[n.name]),
+            takeover=bool(scenario.takeover),
+            nat_address=IPv4Address(f"203.0.{113 + i}.{index + 1}") if scenario.takeover else None,
+        )
+        for i, n in enumerate(networks)
+    )
     return domain(me, scenario.aps, own)
 
 
