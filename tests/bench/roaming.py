@@ -128,4 +128,4 @@ def _charts(samples: Samples, scale: Scale) -> dict[str, str]:
     if not curves:
         return {}
     title = "Time from link up at the new AP to the first echo"
-    return {"roam.svg": cumulative_chart(title, curves, BUDGET_GAP_MS)}
+    return {"roams.svg": cumulative_chart(title, curves, BUDGET_GAP_MS)}
