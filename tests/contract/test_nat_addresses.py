@@ -93,6 +93,7 @@ def test_the_operators_addresses_are_left_alone(path: LinuxDataPath) -> None:
 def test_the_operator_is_told_of_an_address_that_is_not_for_him_to_set(
     path: LinuxDataPath,
 ) -> None:
+    run("sysctl", "-qw", "net.ipv4.ip_forward=1")
     hold(path, OURS)
     assert path.warnings() == []
     run("ip", "address", "add", f"{OURS}/24", "dev", "br-zoo")

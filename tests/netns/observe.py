@@ -8,11 +8,12 @@ import json
 import re
 import time
 from collections.abc import Callable, Collection
+from ipaddress import IPv4Address
 from typing import Any, NamedTuple, TypeVar
 
 from apagent.cli import apctl
 from apagent.lab.lab import Lab
-from apagent.lab.plan import SERVER_ADDRESS, UPLINKS
+from apagent.lab.plan import CLIENT_ADDRESSES, SERVER_ADDRESS, UPLINKS
 
 _T = TypeVar("_T")
 
@@ -164,7 +165,8 @@ def nearby(lab: Lab, ap: str) -> set[str]:
 def host_routes(lab: Lab, ap: str) -> set[str]:
     """Addresses of the clients that the AP's kernel reaches by way of another AP."""
     text = lab.run(ap, ["ip", "-4", "route", "show", "table", "77000"], check=False).stdout
-    return {line.split()[0] for line in text.splitlines()}
+    found = {line.split()[0] for line in text.splitlines()}
+    return {address for address in found if IPv4Address(address) in CLIENT_ADDRESSES}
 
 
 def installed(lab: Lab, ap: str) -> dict[str, list[str]]:
