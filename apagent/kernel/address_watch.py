@@ -21,14 +21,20 @@ class LinuxAddressWatch:
     """An `AddressWatch` (apagent.kernel.port) in the current network namespace.
 
     One socket hears all interfaces: an uplink may go and come back. Its filter lets only frames
-    about the addresses through that were asked for or announced. Raises KernelFault.
+    about the networks' own NAT addresses through, which an earlier run may have taken, and about
+    those that were asked for or announced. Raises KernelFault.
     """
 
     def __init__(self, networks: Iterable[Network]) -> None:
-        self._uplinks = {network.name: network.uplink for network in networks}
+        homes = list(networks)
+        self._uplinks = {network.name: network.uplink for network in homes}
         self._announcers: dict[str, ArpAnnouncer] = {}
         self._watched: dict[tuple[str, bytes], NatAddress] = {}
         """By uplink and packed address."""
+        for network in homes:
+            if (address := network.nat_address) is not None:
+                key = network.uplink, address.packed
+                self._watched[key] = NatAddress(network.name, address)
         self._asking: set[NatAddress] = set()
         kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
         try:

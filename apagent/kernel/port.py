@@ -308,7 +308,7 @@ class AddressWatch(Protocol):
     def read(self) -> list[tuple[NatAddress, Mac]]:
         """Every use of a network's NAT address by another machine that was heard; never blocks.
 
-        Only of addresses that were probed for or announced.
+        Only of the networks' own ones, and of those that were probed for or announced.
         """
 
     def close(self) -> None:

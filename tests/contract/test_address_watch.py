@@ -89,6 +89,14 @@ def test_of_two_that_ask_at_once_the_lower_mac_goes_first(
     assert heard(watch, 0.5) == ([(NAT, mac)] if uses else [])
 
 
+def test_another_user_of_our_own_address_is_heard_at_once(
+    watch: LinuxAddressWatch, neighbour: int
+) -> None:
+    """An earlier run of ours may have asked for it, and left it on the uplink."""
+    say(neighbour, f"arp.tell_all([IPv4Address('{NAT.address}')])")
+    assert heard(watch) == [(NAT, LOW)]
+
+
 def test_who_has_asked_in_vain_is_not_disturbed_by_another_question(
     watch: LinuxAddressWatch, neighbour: int
 ) -> None:
