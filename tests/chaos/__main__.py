@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     place = Place.from_environment({PREFIX_VARIABLE: _DEFAULT_PREFIX, **os.environ})
     lab = Lab(options.aps, options.clients, place=place, takeover=options.takeover, progress=_say)
     homes = {c: lab.aps[i % len(lab.aps)] for i, c in enumerate(lab.clients)}
-    schedule = plan(options.seed, options.seconds, homes, lab.aps)
+    schedule = plan(options.seed, options.seconds, homes, lab.aps, calm=options.calm)
     if options.plan:
         sys.stdout.writelines(f"{line}\n" for line in schedule.lines())
         return 0
@@ -51,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--clients", type=int, default=16)
     made.add_argument("--takeover", action=argparse.BooleanOptionalAction, default=True)
     made.add_argument("--out", type=Path, default=Path("chaos-out"), help="directory of the report")
+    made.add_argument("--calm", action="store_true", help="nothing breaks; clients only roam")
     made.add_argument("--plan", action="store_true", help="print the schedule and do nothing")
     made.add_argument(
         "--sabotage",

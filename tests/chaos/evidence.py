@@ -32,6 +32,16 @@ def keep_state(lab: Lab, out: Path) -> None:
                 file.write(f"# {' '.join(command)}\n{result.stdout}{result.stderr}\n")
 
 
+def errors(lab: Lab) -> list[str]:
+    """What no agent should ever log."""
+    return [
+        f"{ap}: {line}"
+        for ap in lab.aps
+        for line in lab.agents.log(ap).read_text(encoding="utf-8", errors="replace").splitlines()
+        if line.startswith("Traceback") or " CRITICAL " in line
+    ]
+
+
 def keep_logs(lab: Lab, out: Path) -> None:
     """Copy every agent's log to OUT/AP.log."""
     for ap in lab.aps:

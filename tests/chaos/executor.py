@@ -121,6 +121,8 @@ class Executor:
                     self._lab.agents.kill(fault.ap, signal.SIGSTOP)
                 case Trouble.UPLINK:
                     self._faults.unplug_uplink(fault.ap)
+                case Trouble.CABLE:
+                    self._faults.unplug_backhaul(fault.ap)
                 case Trouble.PARTITION:
                     self._cut([*self._cuts, *fault.cuts])
                 case Trouble.FLUSH:
@@ -143,6 +145,8 @@ class Executor:
                     self._ready(fault.ap)
                 case Trouble.UPLINK:
                     self._faults.plug_uplink(fault.ap)
+                case Trouble.CABLE:
+                    self._faults.plug_backhaul(fault.ap)
                 case Trouble.PARTITION:
                     left = list(self._cuts)
                     for cut in fault.cuts:

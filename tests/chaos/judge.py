@@ -31,7 +31,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
-from apagent.lab.plan import NAT_ADDRESSES, UPLINKS
+from apagent.lab.plan import UPLINKS
 from tests.chaos.record import Record
 from tests.chaos.spans import Span, Spans, spans, union
 from tests.chaos.succession import Succession
@@ -39,11 +39,14 @@ from tests.chaos.timeline import Stay, Timeline
 
 DEAD_S = 0.35
 """A tunnel may be silent for so long: `peering.dead_after_s`, less a round of probes."""
-FORSAKEN_S = 2.3
-"""The same, and the rounds for which flows wait for a successor."""
+ALIVE_S = 0.5
+"""Until a tunnel that passes packets again counts as alive."""
+FORSAKEN_S = 1.9
+"""The same, with the rounds for which flows wait for a successor, less what a tunnel that passes
+packets again takes to count as alive."""
 UPLINK_S = 0.3
 """An uplink may be out for so long: five rounds of probes, less what a pull may take to be seen."""
-CONTACT_S = 5.0
+CONTACT_S = 3.0
 """Until two agents have each other again: a connection that is dead is noticed and made anew."""
 LEARN_S = 0.5
 """Until a flow that was opened is in the kernels of all APs whose agents are in contact. It takes
@@ -102,9 +105,9 @@ def anchors_of(record: Record, timeline: Timeline) -> list[Stay]:
     """The APs that anchored a flow, in order; any may have, if the server has never seen it."""
     if not record.address:
         return [(ap, -math.inf, math.inf) for ap in timeline.aps]
-    address = IPv4Address(record.address)
-    if int(address) <= int(NAT_ADDRESSES):
-        return [(f"ap{int(address) - int(UPLINKS[10])}", -math.inf, math.inf)]
+    if not record.moves:
+        number = int(IPv4Address(record.address)) - int(UPLINKS[10])
+        return [(f"ap{number}", -math.inf, math.inf)]
     held = timeline.held(record.address)
     return sorted(held, key=lambda stay: stay[1:])
 
@@ -123,7 +126,7 @@ def _fatal(record: Record, timeline: Timeline) -> Iterator[Cause]:
                 there = timeline.at(record.client, ap).within(max(record.asked, begin), end)
                 yield Cause(
                     f"{ap}, which served its client, had no tunnel to its anchor {anchor}",
-                    _dead(timeline, ap, anchor) & there,
+                    _dead(record, timeline, ap, anchor) & there,
                 )
                 yield Cause(
                     f"{ap}, which served its client, couldn't have learned of it from {anchor}",
@@ -148,7 +151,8 @@ def _deaths(record: Record, timeline: Timeline, stay: Stay) -> Iterator[Cause]:
         for since, until in when:
             if max(begin, record.asked) - 1.0 <= until and since <= end + 1.0:
                 succession = Succession(record.address or str(UPLINKS[11]), timeline)
-                why_not = succession.why_not(record.client, anchor, since) or (
+                lives = what == "lost its uplink"
+                why_not = succession.why_not(record.client, anchor, since, lives=lives) or (
                     "its successor couldn't have learned of it"
                     if ignorance(record, timeline, succession.heir(anchor, since), anchor).at(since)
                     else ""
@@ -165,17 +169,20 @@ def _unopened(record: Record, timeline: Timeline) -> Iterator[Cause]:
         yield Cause(f"{ap}, which served its client, was in trouble", trouble & there)
 
 
-def _dead(timeline: Timeline, ap: str, anchor: str) -> Spans:
+def _dead(record: Record, timeline: Timeline, ap: str, anchor: str) -> Spans:
     """When `ap` may have counted `anchor` as dead, and given its flows up."""
-    cut = timeline.tunnel_cut(ap, anchor)
-    waits = ~(timeline.uplink_down[ap] | timeline.draining[ap]).grown(after=1.0)
-    return union(
-        spans([(begin + patience, end + 1.0)])
+    # One that begins before a peer counts as alive again goes on.
+    cut = timeline.tunnel_cut(ap, anchor).grown(after=ALIVE_S).grown(after=-ALIVE_S)
+    unfit = (timeline.uplink_down[ap] | timeline.draining[ap]).grown(after=1.0)
+
+    def patience(begin: float, end: float) -> float:
+        waits = record.moves and not unfit.within(begin, end)
+        return FORSAKEN_S if waits else DEAD_S
+
+    return spans(
+        (begin + patience(begin, end), end + 1.0)
         for begin, end in cut
-        for patience in [
-            FORSAKEN_S if (waits.within(begin, end)).longest() >= end - begin else DEAD_S
-        ]
-        if end - begin >= patience
+        if end - begin >= patience(begin, end)
     )
 
 
@@ -226,7 +233,7 @@ def _trouble(timeline: Timeline, ap: str) -> Spans:
             timeline.mute[ap],
             timeline.uplink_down[ap],
             timeline.flushed[ap].grown(after=1.0),
-            *(timeline.tunnel_cut(ap, other) - timeline.off[other] for other in others),
+            *(timeline.tunnel_cut(ap, other) for other in others),
             *(timeline.control_cut(ap, other) - timeline.mute[other] for other in others),
         ]
     )

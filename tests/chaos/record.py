@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from typing import Any
 
+from apagent.lab.plan import NAT_ADDRESSES
 from tests.chaos.schedule import Kind
 from tests.chaos.spans import Span
 
@@ -40,6 +42,11 @@ class Record:
     def address(self) -> str:
         """What it was translated to first; empty: the server has never seen it."""
         return self.seen[0][1].rpartition(":")[0] if self.seen else ""
+
+    @property
+    def moves(self) -> bool:
+        """Whether its address can move to another AP."""
+        return bool(self.address) and int(IPv4Address(self.address)) > int(NAT_ADDRESSES)
 
     @property
     def loss(self) -> tuple[float, str] | None:

@@ -11,7 +11,7 @@ from typing import Any
 from apagent.lab.lab import Lab
 from tests.chaos import leftovers
 from tests.chaos.agreement import disagreements
-from tests.chaos.evidence import keep_logs, keep_state
+from tests.chaos.evidence import errors, keep_logs, keep_state
 from tests.chaos.executor import Executor
 from tests.chaos.flows import flowing
 from tests.chaos.holders import Holdings, watching_holders
@@ -85,7 +85,7 @@ def run(lab: Lab, schedule: Schedule, out: Path, say: Callable[[str], None]) -> 
         made,
         [verdict for record in made if (verdict := judge(record, timeline))],
         [e["reason"] for e in seen if e["event"] == "broken" and e["flow"] not in kinds],
-        wrong,
+        [*wrong, *errors(lab)],
         leaks.count(),
         [str(packet) for packet in leaks.packets()[:20]],
         leftovers.clean_up(lab),

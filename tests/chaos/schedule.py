@@ -39,6 +39,8 @@ class Trouble(StrEnum):
     """Its agent gets no processor (SIGSTOP), and goes on later."""
     UPLINK = "uplink"
     """The cable of its uplink is pulled, and plugged in later."""
+    CABLE = "cable"
+    """The cable between it and the other APs is pulled, and plugged in later."""
     PARTITION = "partition"
     """Between it and one other AP or all, in one direction or both, packets of a kind are lost."""
     FLUSH = "flush"
@@ -53,6 +55,7 @@ _WEIGHTS = {
     Trouble.STOP: 1,
     Trouble.FREEZE: 2,
     Trouble.UPLINK: 3,
+    Trouble.CABLE: 1,
     Trouble.PARTITION: 4,
     Trouble.FLUSH: 1,
     Trouble.DRAIN: 2,
@@ -63,7 +66,8 @@ _LASTS_S: dict[Trouble, Span] = {
     Trouble.STOP: (0.2, 2.0),
     Trouble.FREEZE: (0.2, 4.0),
     Trouble.UPLINK: (0.2, 6.0),
-    Trouble.PARTITION: (0.2, 7.0),
+    Trouble.CABLE: (0.2, 5.0),
+    Trouble.PARTITION: (0.2, 5.0),
     Trouble.FLUSH: (0.0, 0.0),
     Trouble.DRAIN: (2.0, 8.0),
 }
@@ -80,6 +84,7 @@ _EXCLUDES: dict[Trouble, frozenset[Trouble]] = {
     Trouble.STOP: _AGENT | {Trouble.POWER, Trouble.DRAIN, Trouble.FLUSH},
     Trouble.FREEZE: _AGENT | {Trouble.POWER, Trouble.DRAIN, Trouble.FLUSH},
     Trouble.UPLINK: frozenset({Trouble.POWER, Trouble.UPLINK}),
+    Trouble.CABLE: frozenset({Trouble.POWER, Trouble.CABLE}),
     Trouble.PARTITION: frozenset({Trouble.POWER}),
     Trouble.FLUSH: _AGENT | {Trouble.POWER},
     Trouble.DRAIN: _AGENT | {Trouble.POWER, Trouble.DRAIN},
@@ -93,7 +98,7 @@ _ATTEMPTS = 20
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A trouble of an AP, from when to when; `cuts` belong to partitions."""
+    """A trouble of an AP, from when to when, and what can't pass between APs because of it."""
 
     begin: float
     end: float
@@ -103,7 +108,7 @@ class Fault:
 
     def __str__(self) -> str:
         text = f"{self.trouble} {self.ap}"
-        if self.cuts:
+        if self.trouble is Trouble.PARTITION:
             text += ": " + ", ".join(f"{a}>{b} {way.name.lower()}" for a, b, way in self.cuts)
         return text
 
@@ -173,9 +178,14 @@ class Schedule:
         yield from (f"{at:7.2f}  {what}" for at, what in sorted(told))
 
 
-def plan(seed: int, seconds: float, homes: dict[str, str], aps: tuple[str, ...]) -> Schedule:
-    """Plan a run: faults until `seconds`, with clients that are at `homes` at the start."""
-    faults = tuple(_faults(Random(f"{seed} faults"), seconds, aps))
+def plan(
+    seed: int, seconds: float, homes: dict[str, str], aps: tuple[str, ...], *, calm: bool = False
+) -> Schedule:
+    """Plan a run: faults until `seconds`, with clients that are at `homes` at the start.
+
+    Where it is to be `calm`, clients roam and nothing else happens.
+    """
+    faults = () if calm else tuple(_faults(Random(f"{seed} faults"), seconds, aps))
     off = {ap: _off_air(faults, ap) for ap in aps}
     roams = [
         roam
@@ -215,12 +225,17 @@ def _fault(random: Random, at: float, seconds: float, aps: tuple[str, ...]) -> F
     trouble = random.choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0]
     ap = random.choice(aps)
     end = min(at + random.uniform(*_LASTS_S[trouble]), seconds)
-    cuts = tuple(_cuts(random, ap, aps)) if trouble is Trouble.PARTITION else ()
-    return Fault(at, end, trouble, ap, cuts)
+    return Fault(at, end, trouble, ap, tuple(_cuts(random, trouble, ap, aps)))
 
 
-def _cuts(random: Random, ap: str, aps: tuple[str, ...]) -> Iterator[Cut]:
+def _cuts(random: Random, trouble: Trouble, ap: str, aps: tuple[str, ...]) -> Iterator[Cut]:
     others = [other for other in aps if other != ap]
+    if trouble is Trouble.CABLE:
+        for other in others:
+            yield ap, other, Way.BACKHAUL
+            yield other, ap, Way.BACKHAUL
+    if trouble is not Trouble.PARTITION:
+        return
     if random.random() < 0.6:
         others = [random.choice(others)]
     way = random.choice(list(Way))

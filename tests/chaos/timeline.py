@@ -44,6 +44,9 @@ class Done:
     ap: str = ""
 
 
+CARRIER_S = 1.2
+"""A carrier that is back is noticed up to a second late (linkwatch, net/core/link_watch.c)."""
+
 _TUNNELS = frozenset({Way.TUNNEL, Way.BACKHAUL})
 _CONTROLS = frozenset({Way.CONTROL, Way.SUBSCRIPTION, Way.BACKHAUL})
 _WITHOUT_AGENT = frozenset({Trouble.KILL, Trouble.STOP, Trouble.FREEZE, Trouble.POWER})
@@ -95,17 +98,17 @@ class Timeline:
         ]
 
     def tunnel_cut(self, one: str, two: str) -> Spans:
-        """When a packet, or its answer, couldn't pass the tunnel between two APs."""
-        return self._cut(one, two, _TUNNELS) | self.off[one] | self.off[two]
+        """When a packet, or its answer, couldn't pass between two APs that had power."""
+        return self._cut(one, two, _TUNNELS)
 
     def control_cut(self, one: str, two: str) -> Spans:
-        """When the agents of two APs couldn't speak to each other."""
+        """When the agents of two APs couldn't speak to each other, or one was not at work."""
         return self._cut(one, two, _CONTROLS) | self.mute[one] | self.mute[two]
 
     def _cut(self, one: str, two: str, ways: frozenset[Way]) -> Spans:
         pairs = {(one, two), (two, one)}
         return union(
-            self._spans_of(fault)
+            self._spans_of(fault).grown(after=CARRIER_S if fault.trouble is Trouble.CABLE else 0.0)
             for fault in self._faults()
             if any((a, b) in pairs and way in ways for a, b, way in fault.cuts)
         )

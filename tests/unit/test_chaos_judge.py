@@ -131,11 +131,18 @@ def test_corruption_is_never_explained() -> None:
     assert why(broken, timeline(fault(Trouble.POWER, "ap1", 19, 25))) == ""
 
 
+def test_who_may_be_succeeded_is_waited_for() -> None:
+    cut_off = timeline(cut("ap1", "ap2", Way.BACKHAUL, 19, 20.5), home="ap2")
+    assert why(reset(20, MOVABLE), cut_off) == ""
+    assert "no tunnel" in why(reset(20), cut_off)
+
+
 def test_an_address_that_moves_survives_its_ap() -> None:
     lost = reset(20, MOVABLE)
     power = fault(Trouble.POWER, "ap1", 19, 25)
     at_ap2: Any = {"home": "ap2"}
     assert why(lost, timeline(power, **at_ap2)) == ""
+    assert why(reset(22.5, MOVABLE), timeline(power, **at_ap2)) == ""
     for others in (("ap2", "ap3"), ("ap3", "ap2")):
         troubled = [fault(Trouble.KILL, ap, 18.5, 22) for ap in others]
         assert "in trouble" in why(lost, timeline(power, *troubled, **at_ap2))
