@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
 from typing import Any, NamedTuple
@@ -82,15 +83,23 @@ def apctl(service: Service, capsys: pytest.CaptureFixture[str]) -> Callable[...,
     return run
 
 
-def program(service: Service, *argv: str) -> subprocess.Popen[str]:
-    """The command as a process of its own."""
-    code = "import sys; from apagent.cli.apctl import main; sys.exit(main())"
-    return subprocess.Popen(
+@contextmanager
+def program(service: Service, *argv: str) -> Iterator[subprocess.Popen[str]]:
+    """The command as a process of its own; Ctrl-C reaches it, whoever started the tests."""
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from apagent.cli.apctl import main; sys.exit(main())"
+    )
+    with subprocess.Popen(
         [sys.executable, "-c", code, "--socket", str(service.path), *argv],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def test_status_as_a_table(apctl: Callable[..., Ran]) -> None:
