@@ -140,14 +140,14 @@ def test_foreign_objects_stay_and_cleanup_restores_all(crowded: Lab) -> None:
     before = {ap: look(crowded, ap) for ap in crowded.aps}
     start_agents(crowded)
     roam_with_traffic(crowded, "ap2")
+    during = {ap: look(crowded, ap) for ap in crowded.aps}
     for ap in crowded.aps:
-        during = look(crowded, ap)
-        assert without_ours(during) == without_ours(before[ap])
-        assert len(during["rules"]) > len(before[ap]["rules"])
+        assert without_ours(during[ap]) == without_ours(before[ap])
+        assert len(during[ap]["rules"]) > len(before[ap]["rules"])
 
     refused = cleanup(crowded, "ap1", check=False)
     assert refused.returncode == 1
-    assert look(crowded, "ap1")["rules"] == during["rules"]
+    assert look(crowded, "ap1")["rules"] == during["ap1"]["rules"]
 
     for ap in crowded.aps:
         crowded.kill_agent(ap)
