@@ -130,6 +130,11 @@ class Shell:
         if client is not None and client.claim.ap == self._engine.me:
             self._welcome(e)
 
+    def _ask(self, e: AskClient) -> None:
+        client = self._engine.clients[e.network].get(e.mac)
+        if client is not None and client.claim.ap != self._engine.me:
+            self._attempt(lambda: self._kernel.ask_client(e.network, e.mac, e.addresses))
+
     def _carry_out(self, effect: Effect) -> None:
         kernel = self._kernel
         match effect:
@@ -142,9 +147,8 @@ class Shell:
             case ForgetClient() as left:
                 self._attempt(lambda: kernel.forget_client(left.network, left.mac, left.addresses))
             case AskClient() as here:
-                ask = partial(kernel.ask_client, here.network, here.mac, here.addresses)
                 for delay_s in ASK_S:
-                    self._later(delay_s, partial(self._attempt, ask))
+                    self._later(delay_s, partial(self._ask, here))
             case EndFlows() as lost:
                 moved = self._engine.moved_away(lost.network, lost.flows)
                 self._end(lost.network, set(lost.flows) - moved)

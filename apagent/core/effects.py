@@ -54,8 +54,9 @@ class ForgetClient:
 class AskClient:
     """Ask a client by ARP whether it is here after all; its answer is a sighting.
 
-    An earlier run has left it here, and another AP claims it. It may have come to us when nobody
-    was there to claim it, or its claim died with that run before any peer had heard it.
+    We had it here, and another AP claims it. Mostly it has left; but it may have come back before
+    we heard of that, and the bridge, which has it still, didn't tell. Or an earlier run has left it
+    here: it may have come when nobody was there to claim it, or its claim died with that run.
     """
 
     network: NetworkName

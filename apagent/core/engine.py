@@ -390,7 +390,6 @@ class Engine:
         clients = self.clients[claim.network]
         before = clients.get(claim.mac)
         from_ap = before.claim.ap if before else None
-        left_behind = before is not None and not before.claim.generation
         addresses = tuple(sorted(before.claim.addresses)) if before else ()
         owners = {address: clients.owner(address) for address in claim.addresses}
         client = clients.merge(claim, self._now)
@@ -405,9 +404,8 @@ class Engine:
                 self._end_flows_of(claim.network, address)
         if from_ap == self.me and wins.ap != self.me:
             self._effects.append(ForgetClient(wins.network, wins.mac, addresses))
-            if left_behind:
-                asked = tuple(sorted(wins.addresses.union(addresses)))
-                self._effects.append(AskClient(wins.network, wins.mac, asked))
+            asked = tuple(sorted(wins.addresses.union(addresses)))
+            self._effects.append(AskClient(wins.network, wins.mac, asked))
         if from_ap != self.me and wins.ap == self.me and wins.generation:
             self._effects.append(
                 WelcomeClient(

@@ -115,6 +115,7 @@ def becomes_known(lab: Lab) -> set[Any]:
 
 def test_an_association_claims(domain: Lab) -> None:
     me = mac(domain, "client1")
+    domain.roam("client1", "ap3", silent=True)
     done = apctl(domain, "ap3", "client", "associate", me.replace(":", "-").upper(), "-o", "json")
     assert done.returncode == 0
     assert json.loads(done.stdout)["serving_ap"] == "ap3"

@@ -7,9 +7,11 @@ from collections.abc import Callable
 
 import pytest
 
+from apagent.lab.faults import Faults, Way
 from apagent.lab.lab import Lab
 from apagent.lab.plan import RADIO
 from apagent.lab.traffic.running import running, serving
+from tests.netns import observe
 from tests.netns.conftest import MakeLab
 from tests.netns.observe import (
     SERVER,
@@ -85,3 +87,19 @@ def test_the_first_packet_alone_triggers_the_claim(domain: Lab) -> None:
             shown = ask(domain, ap, "client", "show", mac(domain, "client1"))
             assert shown["roams"][0]["source"] == "data"
             assert shown["roams"][0]["to_ap"] == ap
+
+
+def test_a_silent_client_that_came_back_before_we_heard_of_its_leave_is_found(
+    lab: MakeLab,
+) -> None:
+    """Our bridge has it all the time, so nothing tells that it is here again."""
+    domain = lab(aps=2, clients=1)
+    faults = Faults(domain)
+    domain.run("client1", ["ping", "-c", "1", "-W", "2", SERVER])
+    served_by(domain, "client1", "ap1")
+    faults.part("ap1", "ap2", Way.CONTROL)
+    domain.roam("client1", "ap2")
+    becomes(lambda: observe.serving(domain, "client1"), ["ap1", "ap2"])
+    domain.roam("client1", "ap1")
+    faults.heal()
+    served_by(domain, "client1", "ap1")

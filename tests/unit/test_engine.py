@@ -192,7 +192,7 @@ def test_a_client_that_leaves_is_forgotten_and_routed_to_its_new_ap() -> None:
     place_client(e, AP1)
     effects = e.step(PeerDelta(AP3, 9, claims=(claim(AP3, 9),)), 1.0)
     assert ForgetClient(LAN, ANN, (ANN_IP,)) in effects
-    assert not [effect for effect in effects if isinstance(effect, AskClient)]
+    assert AskClient(LAN, ANN, (ANN_IP,)) in effects  # it may be back already
     assert claims(effects) == [replace(claim(AP1, 1), outdone=True)]
     delta = e.take_deltas()[LAN]
     assert delta.neighbours == {ANN_IP: Change(ANN, None)}
