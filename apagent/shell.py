@@ -52,6 +52,8 @@ ASK_S = (0.0, 0.5)
 MOVED_S = 1.0
 """How long flows are still translated here after their NAT address has moved to another AP. Packets
 come until all APs know, and without its entry a flow would be reset."""
+MOVED_ROUNDS = 60
+"""The same, in these seconds, where an AP can't know: its kernel is alive, but not its agent."""
 
 
 class Shell:
@@ -163,9 +165,15 @@ class Shell:
         if flows:
             self._attempt(lambda: self._flows.end(network, sorted(flows)))
 
-    def _end_moved(self, network: NetworkName, flows: Collection[FlowKey]) -> None:
-        """End those that have not come back in the meantime."""
-        self._end(network, self._engine.moved_away(network, flows))
+    def _end_moved(
+        self, network: NetworkName, flows: Collection[FlowKey], rounds: int = MOVED_ROUNDS
+    ) -> None:
+        """End those that have not come back in the meantime, when nobody sends us their packets."""
+        moved = self._engine.moved_away(network, flows)
+        if moved and rounds and self._engine.anchoring.has_deaf_peer:
+            self._later(MOVED_S, partial(self._end_moved, network, moved, rounds - 1))
+        else:
+            self._end(network, moved)
 
     @staticmethod
     def _attempt(action: Callable[[], None]) -> None:

@@ -84,6 +84,11 @@ class Anchoring:
         """What the kernel should hold of it, by network."""
         self._installed = dict(self.states)
 
+    @property
+    def has_deaf_peer(self) -> bool:
+        """Whether there is a peer whose kernel is alive, and that doesn't hear us."""
+        return bool(self.book.unheard - self.book.dead)
+
     # --- in
 
     @singledispatchmethod

@@ -14,7 +14,9 @@ from apagent.core.events import (
     Event,
     FlowsChanged,
     FlowsListed,
+    PeerConnected,
     PeerDelta,
+    PeerDisconnected,
     PeerSnapshot,
     Source,
 )
@@ -133,6 +135,24 @@ def test_flows_whose_address_has_moved_end_when_all_may_know() -> None:
     ((_, later),) = recorder.planned
     later()
     assert recorder.ended == [(tcp(2),), (tcp(1),)]
+
+
+def test_flows_whose_address_has_moved_go_on_while_a_peer_cannot_know() -> None:
+    recorder = Recorder()
+    made = shell(recorder, networks=(takeover(),))
+    address = NatAddress(LAN, IPv4Address("203.0.113.21"))
+    moving = Translation(address.address, 40000).packed
+    made.run([FlowsChanged(LAN, {tcp(1): moving})])
+    recorder.planned.clear()
+    hold = AnchorStatement(holds=(Hold(address, 9),))
+    made.run([PeerDisconnected(AP3, "killed")])
+    made.run([PeerDelta(AP2, 9, {LAN: {tcp(1): stamped(moving, 0)}}, anchor=hold)])
+    ((_, later),) = recorder.planned
+    later()
+    assert recorder.ended == []
+    made.run([PeerConnected(AP3), PeerSnapshot(AP3, 9)])
+    recorder.planned[-1][1]()
+    assert recorder.ended == [(tcp(1),)]
 
 
 def test_flows_that_have_come_back_by_then_go_on() -> None:
