@@ -18,6 +18,7 @@ from apagent.core.model import (
     NatAddress,
     NetworkAnchor,
     NetworkName,
+    Precedence,
 )
 
 
@@ -53,6 +54,15 @@ class AnchorBook:
         """Peers whose agents we don't hear: they can't be relied on to take anything over."""
         self.latest: dict[NatAddress, int] = {}
         """The highest generation at which an address was held by anybody."""
+        self._void: dict[tuple[NatAddress, ApId], int] = {}
+        """Generations of holds that higher ones have superseded, by whose they are."""
+
+    def hear(self, ap: ApId, statement: AnchorStatement) -> None:
+        """What a peer says of itself now. What it says anew stands against nothing earlier."""
+        self.statements[ap] = statement
+        held = {(hold.nat, ap): hold.generation for hold in statement.holds}
+        for key in [key for key in self._void if key[1] == ap and self._void[key] != held.get(key)]:
+            del self._void[key]
 
     def statement(self) -> AnchorStatement:
         """What we say of ourselves."""
@@ -157,18 +167,21 @@ class AnchorBook:
     def hold_of(self, nat: NatAddress) -> tuple[ApId, Hold] | None:
         """The hold that counts, and whose it is.
 
-        One that was superseded once is void for good: what a dead AP said last still stands while
-        its successor's agent is restarted, which then has a provisional hold only. So has one whose
-        former run died before it could say that it has taken the address: whoever is there comes
-        before whoever isn't.
+        One that was superseded is void until its AP says another: what a dead AP said last still
+        stands while its successor's agent is restarted, which then has a provisional hold only. So
+        has one whose former run died before it could say that it has taken the address: whoever is
+        there comes before whoever isn't.
         """
         gone = self.dead & self.unheard
         stated = [(ap, hold) for ap, hold in self._all_holds() if hold.nat == nat]
-        latest = max((hold.generation for _, hold in stated), default=0)
-        latest = self.latest[nat] = max(latest, self.latest.get(nat, 0))
-        valid = (found for found in stated if found[1].generation in (0, latest))
+        self.latest[nat] = max((self.latest.get(nat, 0), *(h.generation for _, h in stated)))
+        valid = [f for f in stated if f[1].generation != self._void.get((nat, f[0]))]
+        highest = max((Precedence(h.generation, ap) for ap, h in valid), default=None)
+        for ap, hold in valid:
+            if hold.generation and highest is not None and ap != highest.ap:
+                self._void[nat, ap] = hold.generation
         return max(
-            valid,
+            (f for f in valid if f[1].generation != self._void.get((nat, f[0]))),
             key=lambda found: (found[0] not in gone, found[1].generation, found[0]),
             default=None,
         )

@@ -76,6 +76,8 @@ class Anchoring:
         self._rounds = 0
         self._unused: frozenset[NatAddress] = frozenset()
         self._forsaken: set[tuple[ApId, NetworkName]] = set()
+        self._unwanted: dict[NetworkName, set[FlowKey]] = {name: set() for name in sessions}
+        """Flows that were adopted although the address was given up meanwhile: they end again."""
         self._adopting: dict[NatAddress, dict[FlowKey, Nat]] = {}
         """Flows that are being put into our conntrack table and that haven't ended there since."""
         self._stated = AnchorStatement()
@@ -125,6 +127,9 @@ class Anchoring:
     @take.register
     def _(self, event: FlowsAdopted) -> None:
         self.anchors.adopted(event.nat)
+        if not self.anchors.is_wanted(event.nat):
+            self._adopting[event.nat] = {}
+            self._unwanted[event.nat.network] |= event.sessions.keys()
         self._due = True
 
     @take.register
@@ -168,7 +173,7 @@ class Anchoring:
         if statement is None:
             self.book.statements.pop(peer, None)
         else:
-            self.book.statements[peer] = statement
+            self.book.hear(peer, statement)
         self._due = True
 
     def hears(self, peer: ApId, *, hears: bool) -> None:
@@ -198,6 +203,9 @@ class Anchoring:
         decisions = self.anchors.settle(self._unused, in_sync=in_sync)
         effects = [effect for d in decisions for effect in self._effects_of(d)]
         for name, tables in self._sessions.items():
+            if self._unwanted[name]:
+                effects.append(EndFlows(name, tuple(sorted(self._unwanted[name]))))
+                self._unwanted[name].clear()
             effects += self._forsake(name)
             tables.judge_by(self.anchors.rules(name))
             self.states[name] = self.anchors.state(name)

@@ -180,6 +180,10 @@ class Anchors:
         if nat in self._trials:
             self._trials[nat] = _Trial(_Step.ADOPTED)
 
+    def is_wanted(self, nat: NatAddress) -> bool:
+        """Whether flows that are translated to the address belong here, now or soon."""
+        return nat in {*self.book.mine.holds, *self.book.mine.ready, *self._adopting()}
+
     def adoption_failed(self, nat: NatAddress, reason: str) -> None:
         """The answer to `Want.ADOPT`: they are not."""
         if nat in self._trials:

@@ -247,7 +247,7 @@ class Engine:
             by_anchor.setdefault(ap, {})[key] = UNKNOWN_NAT
             if key[PROTOCOL_OFFSET] == UDP:
                 held.add((socket_of(key), ap))
-        for socket, ap in event.sockets.items() - held:
+        for socket, ap in sorted(event.sockets.items() - held):
             # What holds it isn't known, such as a port forward: any session will do.
             by_anchor.setdefault(ap, {})[standing_of(socket)] = UNKNOWN_NAT
         for ap in sorted(by_anchor.keys() & self.peers.keys()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from apagent.core.anchor_book import AnchorBook
 from apagent.core.effects import DefendAddress, EndFlows, NoteAnchor, PokeClients, ProbeAddress
 from apagent.core.events import (
     AddressConflict,
@@ -17,9 +18,9 @@ from apagent.core.events import (
     Source,
     SyncTimedOut,
 )
-from apagent.core.model import ApId, FlowKey, Nat, NatAddress
+from apagent.core.model import AnchorStatement, ApId, FlowKey, Hold, Nat, NatAddress
 from tests.anchors_world import FOREIGN_MAC, World, home
-from tests.domains import ANN, ANN_IP, AP1, AP2, AP3, LAN, tcp, udp
+from tests.domains import ANN, ANN_IP, AP1, AP2, AP3, LAN, domain, tcp, udp
 
 DEAD_ROUNDS = 3
 PATIENCE = 20
@@ -420,3 +421,26 @@ def test_a_flow_that_ends_while_it_is_adopted_is_not_anchored(
     world.rounds(DEAD_ROUNDS)
     assert successor(world, AP1) == AP2
     assert world.flows(AP2) == set()
+
+
+def test_a_hold_that_its_holder_states_lower_than_before_counts() -> None:
+    book = AnchorBook(domain(AP1))
+    nat = home(AP2)
+    book.hear(AP2, AnchorStatement(holds=(Hold(nat, 9),)))
+    assert book.holder(nat) == AP2
+    book.hear(AP2, AnchorStatement(holds=(Hold(nat, 4),)))
+    assert book.holder(nat) == AP2
+
+
+def test_a_hold_that_was_superseded_stays_void_until_its_ap_says_another() -> None:
+    book = AnchorBook(domain(AP1))
+    nat = home(AP2)
+    book.hear(AP2, AnchorStatement(holds=(Hold(nat, 4),)))
+    book.hear(AP3, AnchorStatement(holds=(Hold(nat, 5),)))
+    assert book.holder(nat) == AP3
+    book.hear(AP3, AnchorStatement(holds=(Hold(nat, 0),)))
+    assert book.holder(nat) == AP3
+    book.hear(AP3, AnchorStatement())
+    assert book.holder(nat) is None
+    book.hear(AP2, AnchorStatement(holds=(Hold(nat, 6),)))
+    assert book.holder(nat) == AP2
