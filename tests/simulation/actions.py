@@ -333,9 +333,7 @@ def restart(world: World, ap: int, _: int, __: int) -> None:
 def reboot(world: World, ap: int, on: int, _: int) -> None:
     """An AP loses its power, and comes back later or at once; its clients hear it come back."""
     node = _node(world, ap)
-    world.stop(node)
-    node.reboot()
-    node.powered = False
+    world.reboot(node)
     for client in world.clients:
         if client.at == node.id:
             client.at = None

@@ -222,11 +222,12 @@ class Node:
             sockets = {socket_of(key) for key in (*own, *self.engine.sessions[name].table(self.id))}
             for what, kept in (
                 ("flows", before[name].flows.items() - state.flows.items()),
+                # With two anchors, the one that doesn't answer isn't known any more.
                 ("sockets", before[name].sockets.items() - state.sockets.items()),
                 ("routes", before[name].routes.items() - state.routes.items()),
                 ("neighbours", before[name].neighbours.items() - state.neighbours.items()),
             ):
-                ours = {*own, *sockets, *state.neighbours}
+                ours = {*own, *sockets, *state.neighbours, *state.sockets}
                 gone = [key for key, value in kept if key not in ours and value != self.id]
                 if gone:
                     raise Violation(f"{self.id}: its agent's start has removed {what} {gone}")

@@ -64,6 +64,10 @@ class Stream:
             self._pipe.append(message)
         return bool(self._pipe)
 
+    def drop(self) -> None:
+        """What is under way is lost."""
+        self._pipe.clear()
+
     def receive(self) -> pb.FeedMessage:
         """The next message; `fill` says whether there is one."""
         return self._pipe.popleft()

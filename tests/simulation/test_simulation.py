@@ -122,7 +122,6 @@ MUTANTS: dict[str, tuple[object, str, Callable[..., Any]]] = {
     "a change doesn't reach the kernel": (ClientTable, "_touch", lambda *_: None),
     "a lost end is not found": (SessionTables, "replace", _keep_what_a_listing_lacks),
     "an address in use is taken": (Anchors, "probed", _nobody_answers),
-    "a hold stays below what peers know": (Anchors, "_is_told", lambda *_: False),
     "a drained AP keeps its addresses": (Anchors, "_wanted_heir", lambda *_: None),
 }
 

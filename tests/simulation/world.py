@@ -97,6 +97,15 @@ class World:
             if writer == node.id and feed.stream is not None:
                 feed.stream.dead = True
 
+    def reboot(self, node: Node) -> None:
+        """The AP loses its power. What it had sent into a network that stalls isn't sent again."""
+        self.stop(node)
+        node.reboot()
+        node.powered = False
+        for (_, writer), feed in self.feeds.items():
+            if writer == node.id and feed.stalled and feed.stream is not None:
+                feed.stream.drop()
+
     def batch(self, node: Node, work: Callable[[], None]) -> None:
         """Have the node's agent do some work, of which it may die."""
         work()
