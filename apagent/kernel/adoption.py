@@ -15,7 +15,7 @@ Numbers: linux/netfilter/nfnetlink_conntrack.h.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from apagent.core.model import (
     ESTABLISHED,
@@ -81,6 +81,17 @@ def entries(sessions: Mapping[FlowKey, Nat]) -> Iterator[Message]:
         yield Message(_NEW, NLM_F_CREATE | NLM_F_EXCL, body, "adopting a flow")
 
 
+def refreshments(keys: Iterable[FlowKey]) -> Iterator[Message]:
+    """Requests for entries that are there already, of connections that were elsewhere meanwhile.
+
+    What such an entry remembers of the windows is out of date.
+    """
+    liberal = _of_tcp(_liberal())
+    for key in keys:
+        if key[PROTOCOL_OFFSET] == TCP:
+            yield Message(_NEW, 0, _NFGEN_IPV4 + _port_tuples(key) + liberal, "continuing a flow")
+
+
 def _port_tuples(key: FlowKey) -> bytes:
     client, remote, protocol, port, remote_port = key[:4], key[4:8], key[8], key[9:11], key[11:]
     return _port_tuple(_ORIGINAL, protocol, client, remote, port, remote_port) + _port_tuple(
@@ -139,9 +150,17 @@ def _state(protocol: int, *, established: bool) -> bytes:
 
 
 def _tcp_state(*, established: bool) -> bytes:
-    liberal = bytes([_BE_LIBERAL, _BE_LIBERAL])
     state = attribute(_TCP_STATE, bytes([_TCP_ESTABLISHED if established else _SYN_RECV]))
-    state += attribute(_TCP_FLAGS_ORIGINAL, liberal) + attribute(_TCP_FLAGS_REPLY, liberal)
+    return _of_tcp(state + _liberal())
+
+
+def _liberal() -> bytes:
+    """In both directions: flags and their mask (struct nf_ct_tcp_flags)."""
+    flags = bytes([_BE_LIBERAL, _BE_LIBERAL])
+    return attribute(_TCP_FLAGS_ORIGINAL, flags) + attribute(_TCP_FLAGS_REPLY, flags)
+
+
+def _of_tcp(state: bytes) -> bytes:
     return attribute(_PROTOINFO | _NESTED, attribute(_PROTOINFO_TCP | _NESTED, state))
 
 

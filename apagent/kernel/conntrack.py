@@ -369,6 +369,8 @@ class LinuxFlowMonitor:
                     raise KernelFault(f"{Flow.of(keys[i])}: {fault}", fault.errno)
             there = {keys[i]: rest[keys[i]] for i in faults}
             rest = {k: nat for k, nat in there.items() if self._is_other(network, k, nat)}
+            ours = adoption.refreshments(there.keys() - rest.keys())
+            self._requests.request(ours, ignore=frozenset({errno.ENOENT}))
             self.end(network, rest)
             if not rest:
                 return

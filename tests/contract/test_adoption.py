@@ -130,12 +130,23 @@ class Segment:
         run_inside(self.a, "ip", "link", "del", "lan")
         if adopt:
             self.monitor_s.adopt(LAN, sessions)
-        run_inside(self.s, "ip", "address", "add", f"{NAT_ADDRESS}/32", "dev", "wan")
-        with closing(inside(self.s, partial(ArpAnnouncer, "wan"))) as announcer:
-            announcer.tell_all([NAT_ADDRESS])
-        route = ("default", "via", "10.0.2.1", "src", str(CLIENT))
-        run_inside(self.client, "ip", "route", "replace", *route)
+        self._give_address(self.s, 2)
         return sessions
+
+    def hand_over(self, *, to_s: bool) -> None:
+        """One of them gives the address to the other, and keeps its entries for now."""
+        giver, taker = (self.a, self.s) if to_s else (self.s, self.a)
+        monitors = (self.monitor_a, self.monitor_s) if to_s else (self.monitor_s, self.monitor_a)
+        monitors[1].adopt(LAN, monitors[0].dump()[LAN])
+        run_inside(giver, "ip", "address", "del", f"{NAT_ADDRESS}/32", "dev", "wan")
+        self._give_address(taker, 2 if to_s else 1)
+
+    def _give_address(self, pid: int, number: int) -> None:
+        run_inside(pid, "ip", "address", "add", f"{NAT_ADDRESS}/32", "dev", "wan")
+        with closing(inside(pid, partial(ArpAnnouncer, "wan"))) as announcer:
+            announcer.tell_all([NAT_ADDRESS])
+        route = ("default", "via", f"10.0.{number}.1", "src", str(CLIENT))
+        run_inside(self.client, "ip", "route", "replace", *route)
 
     def _router(self, pid: int, name: str, outside: str, number: int, rule: str) -> None:
         setup = _ROUTER.format(
@@ -170,6 +181,15 @@ def test_a_tcp_connection_goes_on_in_both_directions(segment: Segment) -> None:
     assert server.getpeername()[0] == str(NAT_ADDRESS)
     client.shutdown(socket.SHUT_WR)
     assert server.recv(1) == b""
+
+
+def test_a_tcp_connection_comes_back_to_an_entry_that_knows_an_old_window(segment: Segment) -> None:
+    client, server = segment.connection(PORT)
+    for to_s in (True, False):
+        segment.hand_over(to_s=to_s)
+        for one, other in ((server, client), (client, server)) * 100:
+            one.sendall(b"data" * 2500)
+            assert received(other, 10_000) == b"data" * 2500
 
 
 def test_without_its_entry_it_does_not(segment: Segment) -> None:
