@@ -132,13 +132,14 @@ class Anchors:
         """The operator wants us to anchor nothing, or to anchor again."""
         if drain != self.book.mine.draining:
             self.book.mine.draining = drain
+            self.book.mine.reclaims = False
             state = AnchorMode.DRAINING if drain else AnchorMode.ACTIVE
             what = "anchors no new flows" if drain else "anchors new flows again"
             self._note(state, what)
 
     def reclaim(self) -> None:
-        """The operator wants our own addresses back."""
-        self.book.mine.reclaims = True
+        """The operator wants our own addresses back; those that we hold need no asking."""
+        self.book.mine.reclaims = not self.book.homes() <= self.book.mine.holds.keys()
 
     def uplink_changed(self, network: NetworkName, trouble: str) -> None:
         """A network's uplink works (no `trouble`) or not.

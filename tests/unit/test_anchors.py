@@ -190,6 +190,16 @@ def test_an_address_comes_home_on_command_with_its_flows() -> None:
     assert world.way(heir, tcp(1)) == AP1
 
 
+def test_a_command_that_found_nothing_to_bring_home_is_done() -> None:
+    world = World()
+    world.open(AP1, tcp(1))
+    world.give(AP1, ReclaimRequested())
+    world.give(AP1, DrainRequested(drain=True))
+    world.give(AP1, DrainRequested(drain=False))
+    assert world.owners(home(AP1)) != [AP1]
+    assert world.way(AP2, tcp(1)) != AP1
+
+
 def test_a_drain_moves_all_flows_and_new_ones_open_elsewhere() -> None:
     world = World()
     world.open(AP1, tcp(1), udp(2))
