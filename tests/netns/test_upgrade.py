@@ -14,6 +14,8 @@ from apagent.lab.traffic.running import serving
 from apagent.peers.versions import HIGHEST
 from tests.netns import former_layout
 from tests.netns.conftest import MakeLab
+from tests.netns.crashing import CHANGES
+from tests.netns.deaths import make_mortal, start_to_die
 from tests.netns.observe import agreed, ask, becomes, served_by
 from tests.netns.observe import sessions as known_sessions
 from tests.netns.steady import ANSWER_S, Steady, steady
@@ -25,6 +27,8 @@ pytestmark = pytest.mark.netns
 CLIENT = "client1"
 NOISE = 3
 WATCHED_S = 0.5
+DIES_AFTER = (2, 4)
+"""Changes after which an agent dies that upgrades an AP; the next one goes on from there."""
 DOWN_S = 1.5
 """Longer than peers wait for an answer from an anchor."""
 _DEAF = """
@@ -56,6 +60,9 @@ def test_an_ap_with_a_former_layout_is_upgraded_in_place(lab: MakeLab, revision:
             former_layout.install(domain, "ap2", revision)
         assert forwards(traffic)
         began = time.monotonic()
+        make_mortal(domain, "ap2")
+        for changes in DIES_AFTER:
+            start_to_die(domain, "ap2", f"after {changes} {CHANGES}")
         domain.start_agent("ap2")
         assert forwards(traffic, began)
         agreed(domain)
