@@ -30,6 +30,7 @@ from apagent.core.events import FlowsChanged
 from apagent.core.model import (
     ESTABLISHED,
     ICMP,
+    NAT_ADDRESS,
     TCP,
     TRANSLATION,
     UDP,
@@ -88,6 +89,7 @@ _ICMP_NUMBER = bytes([ICMP])
 _PORT_PROTOCOLS = {bytes([TCP]), bytes([UDP])}
 _EVENT_SIZE = 2048
 """Bytes for an event; one takes some hundred."""
+_GONE = frozenset({errno.ENOENT})
 _ADOPTIONS = 3
 """A packet may make another entry between the end of one and the adoption of the next."""
 _MAX_DRAINED = 1 << 18
@@ -278,6 +280,18 @@ def list_request() -> Message:
     return Message(_GET, NLM_F_DUMP, _NFGEN_IPV4, "list conntrack entries")
 
 
+def _from_outside(key: FlowKey, nat: Nat) -> FlowKey:
+    """What the remote end sends to the translation."""
+    return FlowKey(key[4:8] + nat[NAT_ADDRESS] + key[8:9] + key[11:] + nat[TRANSLATION][4:])
+
+
+def _is_untouched(tuples: Tuples, key: FlowKey) -> bool:
+    """Whether who sends `key` has opened the entry, and nobody translates it."""
+    client, remote = key[:4], key[4:8]
+    there = (tuples.source, tuples.destination)
+    return there == (tuples.reply_destination, tuples.reply_source) == (client, remote)
+
+
 def delete_request(key: FlowKey, zone: int) -> Message:
     """Deletes a flow's entry; the kernel answers ENOENT if it is gone."""
     return Message(_DELETE, 0, _NFGEN_IPV4 + _tuple(key, zone), f"end {Flow.of(key)}")
@@ -354,9 +368,7 @@ class LinuxFlowMonitor:
         if it was forwarded to: conntrack looks among both (nf_conntrack_find_get()).
         """
         zone = self._zones[network]
-        self._requests.request(
-            (delete_request(key, zone) for key in flows), ignore=frozenset({errno.ENOENT})
-        )
+        self._requests.request((delete_request(key, zone) for key in flows), ignore=_GONE)
 
     def adopt(self, network: NetworkName, sessions: Sessions) -> None:
         """Make entries of another anchor's flows, with its translations. Raises KernelFault."""
@@ -370,24 +382,40 @@ class LinuxFlowMonitor:
             there = {keys[i]: rest[keys[i]] for i in faults}
             rest = {k: nat for k, nat in there.items() if self._is_other(network, k, nat)}
             ours = adoption.refreshments(there.keys() - rest.keys())
-            self._requests.request(ours, ignore=frozenset({errno.ENOENT}))
+            self._requests.request(ours, ignore=_GONE)
             self.end(network, rest)
+            self._end_strays(rest)
             if not rest:
                 return
 
+    def _end_strays(self, sessions: Sessions) -> None:
+        """End what is in the way of these flows: entries of packets that nobody translated.
+
+        Servers sent them to the NAT address when it was here, but not the flow.
+        """
+        for key, nat in sessions.items():
+            stray = _from_outside(key, nat)
+            found = (port_tuples(body) for body in self._entry(stray, 0))
+            if any(tuples is not None and _is_untouched(tuples, stray) for tuples in found):
+                self._requests.request([delete_request(stray, 0)], ignore=_GONE)
+
     def _is_other(self, network: NetworkName, key: FlowKey, nat: Nat) -> bool:
         """Whether the flow's entry isn't there, or with another translation."""
-        request = Message(_GET, 0, _NFGEN_IPV4 + _tuple(key, self._zones[network]))
-        try:
-            present = [self._parser.parse(body) for body in self._requests.dump(request)]
-        except KernelFault as fault:
-            if fault.errno != errno.ENOENT:
-                raise
-            return True
+        present = (self._parser.parse(body) for body in self._entry(key, self._zones[network]))
         return not any(
             flow is not None and flow.key == key and flow.nat[TRANSLATION] == nat[TRANSLATION]
             for flow in present
         )
+
+    def _entry(self, key: FlowKey, zone: int) -> list[bytes]:
+        """The entry with this tuple in one of its directions; empty: there is none."""
+        request = Message(_GET, 0, _NFGEN_IPV4 + _tuple(key, zone))
+        try:
+            return list(self._requests.dump(request))
+        except KernelFault as fault:
+            if fault.errno not in _GONE:
+                raise
+            return []
 
     def close(self) -> None:
         """Close the sockets."""

@@ -357,6 +357,19 @@ def test_a_translation_that_another_flow_has_stays_with_it(
     assert monitor.dump()[LAN] == {ours: nat, other: other_nat}
 
 
+def test_what_a_server_sent_before_the_flow_was_here_is_not_in_its_way(
+    monitor: LinuxFlowMonitor,
+) -> None:
+    flow = Flow(17, CLIENT, 77, SERVER, 53)
+    sent = ("-s", str(SERVER), "-d", str(NAT_ADDRESS), "-p", "udp", "--sport", "53", "--dport")
+    for port in ("4077", "4078"):
+        run("conntrack", "-I", *sent, port, "-t", "60")
+    nat = Translation(NAT_ADDRESS, 4077).packed
+    monitor.adopt(LAN, {flow.key: nat})
+    assert monitor.dump()[LAN] == {flow.key: nat}
+    assert "dport=4078" in run("conntrack", "-L")  # nobody's way
+
+
 def test_what_the_kernel_refuses_is_named(
     monitor: LinuxFlowMonitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
