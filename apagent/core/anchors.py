@@ -277,6 +277,9 @@ class Anchors:
         if nat in self.book.mine.unconfirmed:
             self._confirm(nat)
         elif in_sync and (not hold.generation or self._is_told(nat)):
+            if not hold.generation:
+                # An earlier run may have died before it could announce what it had taken.
+                self._decisions.append(Decision(Want.DEFEND, nat))
             hold = self._take(nat)
         target = self._wanted_heir(nat, hold, unused) if in_sync else None
         if target != hold.offered_to:

@@ -346,6 +346,7 @@ def test_a_restarted_agent_keeps_the_address_that_it_finds_and_its_flows() -> No
     assert world.flows(AP1) == {tcp(1)}
     assert world.way(AP2, tcp(1)) == AP1
     assert world.seen(AP1, ProbeAddress) == [ProbeAddress(home(AP1))]
+    assert world.seen(AP1, DefendAddress) == [DefendAddress(home(AP1))]  # perhaps nobody knows
 
 
 def test_a_restarted_heir_keeps_the_address_of_another_one() -> None:
