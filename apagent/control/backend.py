@@ -19,12 +19,13 @@ from apagent.control.views import (
     RoamView,
     StatusView,
 )
+from apagent.core.claims import usable
 from apagent.core.clients import Client
 from apagent.core.desired import ANY_ANCHOR
 from apagent.core.digest import checksum
 from apagent.core.domain import Network
 from apagent.core.effects import Effect
-from apagent.core.engine import Engine, PeerState, usable
+from apagent.core.engine import Engine, PeerState
 from apagent.core.events import ClientSeen, DrainRequested, Event, ReclaimRequested, Source
 from apagent.core.model import (
     PROTOCOL_NAMES,
@@ -274,7 +275,7 @@ class EngineBackend:
             addresses=tuple(map(str, sorted(claim.addresses))),
             serving_ap="" if claim.released else claim.ap,
             generation=claim.generation,
-            flows_by_anchor={str(ap): n for ap, n in self._engine.flows_of(client).items()},
+            flows_by_anchor={str(ap): n for ap, n in self._engine.claims.flows_of(client).items()},
             since_s=time.time() - client.since,
             roams=tuple(
                 RoamView(

@@ -10,27 +10,22 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from enum import StrEnum
 from functools import singledispatchmethod
 from ipaddress import IPv4Address
-from itertools import islice
 
 from apagent.core.anchoring import Anchoring
-from apagent.core.clients import Client, ClientTable, Move
+from apagent.core.claims import Claims, usable
+from apagent.core.clients import ClientTable
 from apagent.core.desired import NetworkDelta, NetworkState, drain_changes, wanted
 from apagent.core.digest import TableDigest
-from apagent.core.domain import Domain, Network
+from apagent.core.domain import Domain
 from apagent.core.effects import (
-    AskClient,
     Effect,
     EndFlows,
-    ForgetClient,
     NotePeer,
-    NoteRoam,
     NoteSync,
     Publish,
-    WelcomeClient,
 )
 from apagent.core.events import (
     AddressConflict,
@@ -78,7 +73,6 @@ from apagent.core.model import (
     stamped,
     standing_of,
 )
-from apagent.core.roam import Verdict, judge
 from apagent.core.session_tables import SessionTables
 
 MAX_ADDRESSES = 16
@@ -106,39 +100,49 @@ class Engine:
         self.domain = domain
         self.me = domain.me.id
         self.sessions = {n.name: SessionTables(self.me, peers) for n in domain.networks}
-        self.clients = {n.name: ClientTable(self.me) for n in domain.networks}
+        self.claims = Claims(domain, self.sessions)
+        """All clients, and what this AP says of them."""
         self.peers = dict.fromkeys(peers, PeerState.CONNECTING)
-        self.clock = 0
-        """The highest claim generation seen: a Lamport clock of the roam domain."""
         self.in_sync = False
         self._flows_listed = False
         self._heard: set[ApId] = set()
         self._seen_early: deque[ClientSeen] = deque(maxlen=MAX_EARLY_SIGHTINGS)
-        self._now = 0.0
         self._effects: list[Effect] = []
         self._tables_out: dict[NetworkName, SessionChanges] = {}
-        self._claims_out: list[Claim] = []
         self.anchoring = Anchoring(domain, self.sessions, self.clients)
         """All APs as anchors: who is alive, who anchors new flows, who holds which address."""
         for peer in peers:
             self.anchoring.hears(peer, hears=False)
 
+    @property
+    def clients(self) -> Mapping[NetworkName, ClientTable]:
+        """The clients of each network, and where they are."""
+        return self.claims.clients
+
+    @property
+    def clock(self) -> int:
+        """The highest generation seen, of claims and holds: a Lamport clock of the roam domain."""
+        return self.claims.clock
+
     def step(self, event: Event, now: float) -> list[Effect]:
-        """Take one event in; `now` is any clock in seconds, for display only."""
-        self._now = now
+        """Take one event in; `now` is any clock in seconds.
+
+        What depends on it are only what is displayed, and for how long a client that has left may
+        still have packets in our queues (`core/roam.py`).
+        """
+        self.claims.now = now
         self._handle(event)
         self._effects += self.anchoring.settle(self.clock, in_sync=self.in_sync)
-        self.clock = max(self.clock, self.anchoring.anchors.clock)
+        self.claims.clock = max(self.clock, self.anchoring.anchors.clock)
         for name, tables in self.sessions.items():
             if tables.lost:
                 self._effects.append(EndFlows(name, tuple(sorted(tables.lost))))
                 tables.lost.clear()
-        effects, self._effects = self._effects, []
-        stated = self.anchoring.statement_if_changed()
-        if self._tables_out or self._claims_out or stated is not None:
-            claims = tuple(self._claims_out)
+        effects, self._effects = [*self.claims.take_effects(), *self._effects], []
+        claims, stated = self.claims.take_news(), self.anchoring.statement_if_changed()
+        if self._tables_out or claims or stated is not None:
             effects.append(Publish(self._tables_out, claims, self.clock, stated))
-            self._tables_out, self._claims_out = {}, []
+            self._tables_out = {}
         return effects
 
     def take_deltas(self) -> dict[NetworkName, NetworkDelta]:
@@ -256,13 +260,13 @@ class Engine:
             {address: ap for address, ap in event.routes.items() if ap in self.peers},
             event.elsewhere,
         )
-        self._claim_provisionally(event.network, _by_mac(event.neighbours))
+        self.claims.claim_provisionally(event.network, _by_mac(event.neighbours))
         if self.domain.network_by_name[event.network].takeover:
             self.anchoring.adopt(event.network, event.addresses)
 
     @_handle.register
     def _(self, event: ClientsFound) -> None:
-        self._claim_provisionally(event.network, event.clients)
+        self.claims.claim_provisionally(event.network, event.clients)
 
     # --- clients
 
@@ -272,13 +276,12 @@ class Engine:
         if event.address is not None and not usable(network, event.address):
             return
         if self.in_sync:
-            self._see(event)
+            self.claims.see(event)
             return
         self._seen_early.append(event)
         self.clients[event.network].aged.pop(event.mac, None)
         if event.source is not Source.DATA:
-            addresses = _with_address(frozenset(), event.address)
-            self._claim_provisionally(event.network, {event.mac: addresses})
+            self.claims.found_early(event)
 
     @_handle.register
     def _(self, event: ClientAged) -> None:
@@ -313,7 +316,7 @@ class Engine:
             if event.tables is not None:
                 tables.replace(event.peer, event.tables.get(name, {}))
             self._release_silent(name)
-        self._hear(event)
+        self.claims.hear(event)
         for clients in self.clients.values():
             clients.drop_adopted_routes(event.peer)
         self.anchoring.hear(event.peer, event.anchor)
@@ -326,7 +329,7 @@ class Engine:
         for name, changes in event.tables.items():
             self.sessions[name].apply(event.peer, changes)
             self._release_silent(name)
-        self._hear(event)
+        self.claims.hear(event)
         if event.anchor is not None:
             self.anchoring.hear(event.peer, event.anchor)
         self._heard.add(event.peer)
@@ -338,133 +341,7 @@ class Engine:
         self._heard.update(self.peers)
         self._reach_sync()
 
-    # --- how claims are made, merged and ended
-
-    def _see(self, event: ClientSeen) -> None:
-        clients = self.clients[event.network]
-        client = clients.get(event.mac)
-        verdict = judge(event, client, self.me, self._now)
-        if verdict is Verdict.IGNORE:
-            return
-        known = client.claim if client else None
-        held = clients.addresses(client) if client else frozenset()
-        addresses = _with_address(held, event.address)
-        generation = self.clock + 1
-        clients.aged.pop(event.mac, None)
-        if verdict is Verdict.LEARN and known is not None:
-            owner = None if event.address is None else clients.owner(event.address)
-            if owner is None or owner is client:
-                generation = known.generation
-            if (generation, addresses) == (known.generation, known.addresses):
-                return
-        self._claim(Claim(event.network, event.mac, self.me, generation, addresses), event.source)
-
-    def _claim(self, claim: Claim, source: str) -> None:
-        self._claims_out.append(claim)
-        self._merge(claim, source)
-
-    def _claim_provisionally(
-        self, network: NetworkName, found: Mapping[Mac, frozenset[IPv4Address]]
-    ) -> None:
-        for mac, addresses in found.items():
-            client = self.clients[network].get(mac)
-            if client is not None and (client.claim.ap != self.me or client.claim.generation):
-                continue
-            known = client.claim.addresses if client else frozenset()
-            claim = Claim(network, mac, self.me, 0, known | addresses)
-            if client is None or claim != client.claim:
-                self._claim(claim, Source.NEIGHBOUR)
-
-    def _hear(self, event: PeerSnapshot | PeerDelta) -> None:
-        self.clock = max(self.clock, event.clock)
-        for claim in event.claims:
-            self._merge(claim, "peer")
-        if isinstance(event, PeerSnapshot):
-            for name, clients in self.clients.items():
-                named = {claim.mac for claim in event.claims if claim.network == name}
-                for claim in clients.unsaid(event.peer, named):
-                    self._merge(claim, "peer")
-
-    def _merge(self, claim: Claim, source: str) -> None:
-        self.clock = max(self.clock, claim.generation)
-        clients = self.clients[claim.network]
-        before = clients.get(claim.mac)
-        from_ap = before.claim.ap if before else None
-        addresses = tuple(sorted(before.claim.addresses)) if before else ()
-        owners = {address: clients.owner(address) for address in claim.addresses}
-        client = clients.merge(claim, self._now)
-        self._claims_out += clients.restated
-        clients.restated.clear()
-        if client is None:
-            self._learn_from_stale(claim)
-            return
-        wins = client.claim
-        for address, owner in owners.items():
-            if owner not in (None, client) and clients.owner(address) is client:
-                self._end_flows_of(claim.network, address)
-        if from_ap == self.me and wins.ap != self.me:
-            self._effects.append(ForgetClient(wins.network, wins.mac, addresses))
-            asked = tuple(sorted(wins.addresses.union(addresses)))
-            self._effects.append(AskClient(wins.network, wins.mac, asked))
-        if from_ap != self.me and wins.ap == self.me and wins.generation:
-            self._effects.append(
-                WelcomeClient(
-                    wins.network,
-                    wins.mac,
-                    tuple(sorted(wins.addresses)),
-                    tuple(islice(clients.elsewhere(), MAX_ANNOUNCED)),
-                )
-            )
-        to_ap = None if wins.released or wins.withdrawn else wins.ap
-        if from_ap != to_ap:
-            self._note_move(client, from_ap, to_ap, source)
-
-    def _learn_from_stale(self, claim: Claim) -> None:
-        """A claim that came too late may still know an address of our client that we don't."""
-        clients = self.clients[claim.network]
-        client = clients.get(claim.mac)
-        if client is None or client.claim.ap != self.me or claim.released or claim.withdrawn:
-            return
-        known = client.claim.addresses
-        news = frozenset(a for a in claim.addresses - known if clients.owner(a) is None)
-        if news and len(known) + len(news) <= MAX_ADDRESSES:
-            self._claim(replace(client.claim, addresses=known | news), "peer")
-
-    def _note_move(
-        self, client: Client, from_ap: ApId | None, to_ap: ApId | None, source: str
-    ) -> None:
-        claim = client.claim
-        kept = sum(self.flows_of(client).values())
-        client.moves.appendleft(Move(from_ap, to_ap, claim.generation, source, self._now, kept))
-        self._effects.append(
-            NoteRoam(
-                claim.network,
-                claim.mac,
-                tuple(sorted(claim.addresses)),
-                from_ap,
-                to_ap,
-                claim.generation,
-                source,
-                kept,
-            )
-        )
-
-    def flows_of(self, client: Client) -> dict[ApId, int]:
-        """Live sessions of a client by anchor."""
-        totals: dict[ApId, int] = {}
-        network = client.claim.network
-        for address in self.clients[network].addresses(client):
-            counts = self.sessions[network].flows_of(address.packed)
-            for ap, count in counts.items():
-                totals[ap] = totals.get(ap, 0) + count
-        return totals
-
-    def _end_flows_of(self, network: NetworkName, address: IPv4Address) -> None:
-        """The address is another client's now: what the former one opened must not carry on."""
-        own = self.sessions[network].table(self.me)
-        flows = tuple(key for key in own if key[:4] == address.packed)
-        if flows:
-            self._effects.append(EndFlows(network, flows))
+    # --- what sessions and claims have to do with each other
 
     def _stamp(self, network: NetworkName, changes: SessionChanges) -> dict[FlowKey, Nat | None]:
         """Note in each newly opened session the generation of its client's claim.
@@ -490,19 +367,8 @@ class Engine:
         return result
 
     def _release_silent(self, network: NetworkName) -> None:
-        """Release the clients that have gone: aged by the bridge, and no session left anywhere."""
-        if not self.in_sync:
-            return
-        clients = self.clients[network]
-        for mac in tuple(clients.aged):
-            client = clients.get(mac)
-            if client is not None and not self._is_needed(client):
-                self._claim(Claim(network, mac, self.me, self.clock + 1, released=True), Source.FDB)
-
-    def _is_needed(self, client: Client) -> bool:
-        sessions = self.sessions[client.claim.network]
-        awaited = any(sessions.is_awaited(a.packed) for a in client.claim.addresses)
-        return awaited or bool(self.flows_of(client))
+        if self.in_sync:
+            self.claims.release_silent(network)
 
     # --- sync
 
@@ -511,15 +377,9 @@ class Engine:
             return
         self.in_sync = True
         self.anchoring.reach_sync()
-        for clients in self.clients.values():
-            for client in tuple(clients):
-                claim = client.claim
-                if claim.ap == self.me and claim.generation == 0:
-                    held = clients.addresses(client)
-                    real = Claim(claim.network, claim.mac, self.me, self.clock + 1, held)
-                    self._claim(real, Source.NEIGHBOUR)
+        self.claims.confirm()
         for sighting in self._seen_early:
-            self._see(sighting)
+            self.claims.see(sighting)
         self._seen_early.clear()
         for name in self.clients:
             self._release_silent(name)
@@ -531,24 +391,6 @@ class Engine:
         if self.peers[peer] is not state:
             self.peers[peer] = state
             self._effects.append(NotePeer(peer, state, reason))
-
-
-def usable(network: Network, address: IPv4Address) -> bool:
-    """Whether a client of `network` may have this address."""
-    return address in network.prefix and address not in (
-        network.gateway,
-        network.prefix.network_address,
-        network.prefix.broadcast_address,
-    )
-
-
-def _with_address(
-    known: frozenset[IPv4Address], address: IPv4Address | None
-) -> frozenset[IPv4Address]:
-    if address is None or address in known:
-        return known
-    kept = sorted(known)[-(MAX_ADDRESSES - 1) :]
-    return frozenset({*kept, address})
 
 
 def _by_mac(neighbours: Mapping[IPv4Address, Mac]) -> dict[Mac, frozenset[IPv4Address]]:

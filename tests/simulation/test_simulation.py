@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from apagent.core import clients, engine
+from apagent.core import claims, clients
 from apagent.core.anchors import Anchors
+from apagent.core.claims import Claims
 from apagent.core.clients import ClientTable
-from apagent.core.engine import Engine
 from apagent.core.events import Source
 from apagent.core.feed import FeedLog
 from apagent.core.roam import Verdict, judge
@@ -117,8 +117,8 @@ MUTANTS: dict[str, tuple[object, str, Callable[..., Any]]] = {
     "a feed is resumed after a gap": (FeedLog, "since", _resume_too_late),
     "a flow keeps two anchors": (SessionTables, "_find_lost", lambda *_: None),
     "a socket leads to the first of its flows": (SessionTables, "socket_anchor", _any_anchor),
-    "a client that came back in silence isn't found": (engine, "judge", _ignore_data),
-    "a client that has left stays": (Engine, "_release_silent", lambda *_: None),
+    "a client that came back in silence isn't found": (claims, "judge", _ignore_data),
+    "a client that has left stays": (Claims, "release_silent", lambda *_: None),
     "a change doesn't reach the kernel": (ClientTable, "_touch", lambda *_: None),
     "a lost end is not found": (SessionTables, "replace", _keep_what_a_listing_lacks),
     "an address in use is taken": (Anchors, "probed", _nobody_answers),
