@@ -43,8 +43,8 @@ from apagent.core.model import (
 from apagent.errors import EventsLost, KernelFault
 from apagent.kernel import adoption
 from apagent.kernel.conntrack_filter import wanted_events
+from apagent.kernel.datagrams import BatchReceiver
 from apagent.kernel.port_flows import Changes, PortFlowReader
-from apagent.kernel.receive import BatchReceiver
 from apagent.kernel.wire import (
     NLM_F_DUMP,
     Message,

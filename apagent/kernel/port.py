@@ -260,6 +260,8 @@ class TunnelProber(Protocol):
     def probe(self, peers: Iterable[ApId]) -> None:
         """Send one probe to each, which is a round. What can't be sent counts as not answered.
 
+        Who has long answered every probe at once may be left out of every second round, but not of
+        two in a row.
         Raises KernelFault if nothing can be sent to anybody: our own tunnel device is gone or down.
         """
 

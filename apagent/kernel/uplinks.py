@@ -73,13 +73,13 @@ class _Pings:
 
     def __init__(self, uplink: str, hosts: Iterable[IPv4Address]) -> None:
         self._uplink = uplink
-        self._hosts = [str(host) for host in sorted(hosts)]
+        self._hosts = sorted(hosts)
         self._pinger = Pinger(uplink)
         self._silent = 0
 
     def send(self) -> None:
         try:
-            self._pinger.send(self._hosts)
+            self._pinger.send([host.packed for host in self._hosts])
         except KernelFault:
             # The interface is gone: nobody will answer.
             return
@@ -89,7 +89,7 @@ class _Pings:
         self._silent = 0 if self._pinger.answered() else self._silent + 1
         if self._silent < SILENT_ROUNDS:
             return ""
-        hosts = ", ".join(self._hosts)
+        hosts = ", ".join(map(str, self._hosts))
         return f"no answer by {self._uplink} from {hosts} (networks[].uplink_probes)"
 
     def close(self) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from apagent.errors import EventsLost, KernelFault
 from apagent.kernel import packet_filter
-from apagent.kernel.receive import BatchReceiver
+from apagent.kernel.datagrams import BatchReceiver
 
 NLM_F_REQUEST = 0x1
 NLM_F_ACK = 0x4

@@ -10,11 +10,12 @@ from typing import Protocol
 import pytest
 
 from apagent.core.domain import Domain
+from apagent.core.liveness import ALIVE_AFTER
 from apagent.core.model import ApId
 from apagent.errors import KernelFault
 from apagent.kernel.linux import LinuxDataPath
 from apagent.kernel.port import TunnelProber
-from apagent.kernel.probes import LinuxTunnelProber
+from apagent.kernel.probes import PROMPT_PROBES, LinuxTunnelProber
 from tests.contract import packets
 from tests.contract.conftest import run
 from tests.contract.flow_support import inside, namespace, run_inside
@@ -164,6 +165,23 @@ def test_who_is_dead_does_not_answer_until_it_is_back(world: World) -> None:
     assert answered(world.prober) == frozenset()
     world.revive()
     assert eventually(alive(world.prober))
+
+
+def test_who_is_well_is_asked_every_second_round_and_who_owes_an_answer_in_each(
+    world: World,
+) -> None:
+    def round_() -> bool:
+        """Whether ap2 has answered in it."""
+        world.prober.probe([AP2, AP3])
+        return answered(world.prober) == {AP2}
+
+    assert all(round_() for _ in range(PROMPT_PROBES))
+    assert [round_() for _ in range(6)] in ([True, False] * 3, [False, True] * 3)
+    world.kill()
+    assert not any(round_() for _ in range(3))
+    world.revive()
+    assert eventually(round_)
+    assert all(round_() for _ in range(ALIVE_AFTER))
 
 
 def test_without_a_device_nobody_can_be_asked(world: World) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
@@ -38,6 +38,7 @@ from apagent.kernel.port import (
     NetworkState,
     Prepared,
 )
+from apagent.kernel.probes import PROMPT_PROBES
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -419,11 +420,17 @@ class FakeTunnelProber:
         self.alive: set[ApId] = set()
         self.device_is_gone = False
         self._answers: set[ApId] = set()
+        self._rounds = 0
+        self._in_a_row: Counter[ApId] = Counter()
 
     def probe(self, peers: Iterable[ApId]) -> None:
         if self.device_is_gone:
             raise KernelFault("fake probe", errno.ENODEV)
-        self._answers |= self.alive.intersection(peers)
+        self._rounds += 1
+        for peer in peers:
+            if self._rounds % 2 or self._in_a_row[peer] < PROMPT_PROBES:
+                self._in_a_row[peer] = self._in_a_row[peer] + 1 if peer in self.alive else 0
+                self._answers |= {peer} & self.alive
 
     def answered(self) -> frozenset[ApId]:
         answers, self._answers = frozenset(self._answers), set()

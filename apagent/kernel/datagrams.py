@@ -2,7 +2,8 @@
 
 The kernel sends every conntrack event in a datagram of its own. A `recv` for each costs more than
 all that Python does with it, so they are fetched by recvmmsg(2), which Python doesn't offer and
-ctypes calls: a hundred events for little more than the price of one.
+ctypes calls: a hundred events for little more than the price of one. In the same way all peers are
+probed, ten times a second, by sendmmsg(2).
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import ctypes
 import errno
 import os
 import socket
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Sequence
 
 
 class _Iovec(ctypes.Structure):
@@ -40,6 +42,8 @@ class _Mmsghdr(ctypes.Structure):
     _fields_ = (("message", _Msghdr), ("received", ctypes.c_uint))
 
 
+_SOCKET_ADDRESS = struct.Struct("=HH4s8x")
+"""struct sockaddr_in (ip(7)), without a port."""
 _WORD = ctypes.sizeof(ctypes.c_uint)
 _STRIDE = ctypes.sizeof(_Mmsghdr) // _WORD
 _RECEIVED = _Mmsghdr.received.offset // _WORD
@@ -76,3 +80,49 @@ class BatchReceiver:
                 return []
             raise OSError(code, os.strerror(code))
         return self._lengths[:count].tolist()
+
+
+class BatchSender:
+    """Sends the same `size` bytes to many IPv4 hosts at once: what is in `payload` then."""
+
+    def __init__(self, size: int) -> None:
+        self.payload = bytearray(size)
+        self._iovec = _Iovec(ctypes.addressof(ctypes.c_char.from_buffer(self.payload)), size)
+        self._hosts: tuple[bytes, ...] = ()
+        self._addresses = bytearray()
+        self._headers = (_Mmsghdr * 0)()
+        self._sendmmsg: Callable[..., int] = ctypes.CDLL(None, use_errno=True).sendmmsg
+
+    def send(self, by: socket.socket, hosts: Sequence[bytes]) -> tuple[int, OSError | None]:
+        """Send to each (an address of 4 bytes): to how many it went, and why not to the last other.
+
+        Who can't be sent to doesn't keep the others.
+        """
+        if tuple(hosts) != self._hosts:
+            self._address(tuple(hosts))
+        total, next_, sent, refusal = len(hosts), 0, 0, None
+        while next_ < total:
+            rest = ctypes.byref(self._headers, next_ * ctypes.sizeof(_Mmsghdr))
+            count = self._sendmmsg(by.fileno(), rest, total - next_, 0)
+            if count < 0:
+                # The first of the rest is what it failed at.
+                code = ctypes.get_errno()
+                refusal, count = OSError(code, os.strerror(code)), 1
+            else:
+                sent += count
+            next_ += count
+        return sent, refusal
+
+    def _address(self, hosts: tuple[bytes, ...]) -> None:
+        """Make a header for each; mostly they are those of the last time."""
+        self._hosts = hosts
+        self._addresses = bytearray().join(
+            _SOCKET_ADDRESS.pack(socket.AF_INET, 0, host) for host in hosts
+        )
+        self._headers = (_Mmsghdr * len(hosts))()
+        start = ctypes.addressof(ctypes.c_char.from_buffer(self._addresses)) if hosts else 0
+        for number, header in enumerate(self._headers):
+            message = header.message
+            message.name = start + number * _SOCKET_ADDRESS.size
+            message.name_length = _SOCKET_ADDRESS.size
+            message.iov, message.iov_count = ctypes.addressof(self._iovec), 1
