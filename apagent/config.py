@@ -317,7 +317,7 @@ def _kernel(table: Table) -> KernelConfig:
         ),
         mark_mask=table.integer("mark_mask", 0xFF000000, 1, 0xFFFFFFFF),
         route_protocol=table.integer("route_protocol", 176, 5, 255),
-        rule_priority=table.integer("rule_priority", 700, 1, 32764),
+        rule_priority=table.integer("rule_priority", 700, 1, 32763),
         route_table_base=table.integer("route_table_base", 77000, 256, 0xFFFF0000),
         nflog_group=table.integer("nflog_group", 77, 0, 65535),
         device_prefix=table.text(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import Generic, NamedTuple, TypeVar
 
-from apagent.core.clients import ClientTable
+from apagent.core.clients import ClientTable, Place
 from apagent.core.model import ApId, FlowKey, Mac, SocketKey
 from apagent.core.session_tables import SessionTables
 
@@ -51,6 +51,9 @@ class NetworkState:
     known: dict[IPv4Address, Mac] = field(default_factory=dict)
     """The clients that we claim. A packet on the client interface whose addresses are no such pair
     raises a `Source.DATA` event, and what it starts in mid-connection is dropped, not reset."""
+    home: dict[IPv4Address, Mac] = field(default_factory=dict)
+    """Those of `known` whose packets no map leads anywhere, so that nothing is looked up for them:
+    they have no session at another AP, and what they open is anchored here."""
     elsewhere: dict[IPv4Address, Mac] = field(default_factory=dict)
     """The clients that other APs claim. A packet on the client interface whose addresses are such
     a pair proves that the client is here: the kernel believes it before any claim says so."""
@@ -78,6 +81,7 @@ class NetworkDelta:
     flows: dict[FlowKey, Change[ApId]] = field(default_factory=dict)
     sockets: dict[SocketKey, Change[ApId]] = field(default_factory=dict)
     known: dict[IPv4Address, Change[Mac]] = field(default_factory=dict)
+    home: dict[IPv4Address, Change[Mac]] = field(default_factory=dict)
     elsewhere: dict[IPv4Address, Change[Mac]] = field(default_factory=dict)
     places: dict[IPv4Address, Change[ApId]] = field(default_factory=dict)
     routes: dict[IPv4Address, Change[ApId]] = field(default_factory=dict)
@@ -103,6 +107,11 @@ def wanted(
         flows=sessions.desired_flows() if session_maps else {},
         sockets=sessions.desired_sockets() if session_maps else {},
         known={a: mac for a, place in places.items() if (mac := place.known) is not None},
+        home={
+            address: mac
+            for address, place in places.items()
+            if (mac := _home(place, sessions.is_mapped(address.packed), anchors)) is not None
+        },
         elsewhere={a: mac for a, place in places.items() if (mac := place.elsewhere) is not None},
         places={address: place.ap for address, place in places.items() if place.ap is not None},
         routes={address: place.ap for address, place in places.items() if place.ap is not None},
@@ -139,10 +148,34 @@ def drain_changes(
         _put(delta.places, address, old.ap, new.ap)
         _put(delta.elsewhere, address, old.elsewhere, new.elsewhere)
         _put(delta.known, address, old.known, new.known)
+    delta.home = _home_changes(sessions, clients, before, after)
     sessions.touched_flows.clear()
     sessions.touched_sockets.clear()
+    sessions.touched_clients.clear()
     clients.touched.clear()
     return delta
+
+
+def _home_changes(
+    sessions: SessionTables, clients: ClientTable, before: AnchorState, after: AnchorState
+) -> dict[IPv4Address, Change[Mac]]:
+    """Whose packets begin or cease to be looked up."""
+    addresses = dict.fromkeys((*clients.touched, *map(IPv4Address, sessions.touched_clients)))
+    if (ANY_ANCHOR in before.diverted) != (ANY_ANCHOR in after.diverted):
+        addresses.update(dict.fromkeys(clients.places()))
+    changes: dict[IPv4Address, Change[Mac]] = {}
+    for address in addresses:
+        new = clients.place(address)
+        old = clients.touched.get(address, new)
+        is_mapped = sessions.is_mapped(address.packed)
+        was_mapped = sessions.touched_clients.get(address.packed, is_mapped)
+        _put(changes, address, _home(old, was_mapped, before), _home(new, is_mapped, after))
+    return changes
+
+
+def _home(place: Place, is_mapped: bool, anchors: AnchorState) -> Mac | None:  # noqa: FBT001 - private
+    """The client, if it is here for certain and no map leads its packets to another AP."""
+    return None if is_mapped or ANY_ANCHOR in anchors.diverted else place.known
 
 
 def difference(actual: NetworkState, should: NetworkState) -> NetworkDelta:
@@ -151,6 +184,7 @@ def difference(actual: NetworkState, should: NetworkState) -> NetworkDelta:
         flows=_differences(actual.flows, should.flows),
         sockets=_differences(actual.sockets, should.sockets),
         known=_differences(actual.known, should.known),
+        home=_differences(actual.home, should.home),
         elsewhere=_differences(actual.elsewhere, should.elsewhere),
         places=_differences(actual.places, should.places),
         routes=_differences(actual.routes, should.routes),

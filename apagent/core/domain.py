@@ -141,7 +141,7 @@ class Domain:
     """The fwmark bits that are ours, contiguous."""
     route_protocol: int
     rule_priority: int
-    """Priority of our first policy rule; the next one is ours too."""
+    """Priority of our first policy rule; the next two are ours too."""
     route_table_base: int
     nflog_group: int
     device_prefix: str

@@ -111,9 +111,13 @@ class SessionTables:
         self._holders = _Holders(me, self._tables)
         self._socket_holders = _Holders(me, self._sockets)
         self._standing: dict[bytes, dict[ApId, int]] = {}
+        self._mapped: dict[bytes, int] = {}
+        """Clients with sessions of peers -> how many peers, and standing sessions."""
         self.touched_flows: dict[FlowKey, ApId | None] = {}
         """Flows whose anchor may have changed -> the anchor before (None: ours or nobody's)."""
         self.touched_sockets: dict[SocketKey, ApId | None] = {}
+        self.touched_clients: dict[bytes, bool] = {}
+        """Client addresses of which `is_mapped` may have changed -> what it was before."""
         self.rules = AnchorRules()
         self.lost: set[FlowKey] = set()
         """Flows that we anchor and that another anchor has the better right to."""
@@ -253,6 +257,13 @@ class SessionTables:
         """Number of live sessions of the client address (4 bytes) by anchor."""
         return {ap: counts[client] for ap, counts in self._by_client.items() if client in counts}
 
+    def is_mapped(self, client: bytes) -> bool:
+        """Whether the client address (4 bytes) has sessions of any peer.
+
+        Else nothing in the kernel's maps leads its packets to another AP.
+        """
+        return client in self._mapped
+
     def is_awaited(self, client: bytes) -> bool:
         """Whether a port is forwarded to the client address (4 bytes)."""
         return client in self._standing
@@ -265,9 +276,13 @@ class SessionTables:
         if standing:
             counts = self._standing.setdefault(client, {})
             counts[ap] = counts.get(ap, 0) + 1
+            self._map_client(ap, client)
         else:
             numbers = self._by_client[ap]
-            numbers[client] = numbers.get(client, 0) + 1
+            number = numbers.get(client, 0)
+            if not number:
+                self._map_client(ap, client)
+            numbers[client] = number + 1
         if standing or key[PROTOCOL_OFFSET] == UDP:
             self._hold_socket(ap, socket_of(key))
 
@@ -280,10 +295,25 @@ class SessionTables:
             _decrement(self._standing[client], ap)
             if not self._standing[client]:
                 del self._standing[client]
+            self._unmap_client(ap, client)
         else:
-            _decrement(self._by_client[ap], client)
+            numbers = self._by_client[ap]
+            _decrement(numbers, client)
+            if client not in numbers:
+                self._unmap_client(ap, client)
         if standing or key[PROTOCOL_OFFSET] == UDP:
             self._release_socket(ap, socket_of(key))
+
+    def _map_client(self, ap: ApId, client: bytes) -> None:
+        """`ap` has a first session of the client, or another standing one."""
+        if ap != self._me:
+            self.touched_clients.setdefault(client, client in self._mapped)
+            self._mapped[client] = self._mapped.get(client, 0) + 1
+
+    def _unmap_client(self, ap: ApId, client: bytes) -> None:
+        if ap != self._me:
+            self.touched_clients.setdefault(client, True)
+            _decrement(self._mapped, client)
 
     def _hold_socket(self, ap: ApId, socket: SocketKey) -> None:
         sockets = self._sockets[ap]

@@ -29,9 +29,10 @@ RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
 
 # linux/fib_rules.h
 _FIB_RULE_HDR = struct.Struct("=BBBBBBBBI")
-_FRA_DST, _FRA_SRC, _FRA_IIFNAME, _FRA_PRIORITY, _FRA_FWMARK = 1, 2, 3, 6, 10
+_FRA_DST, _FRA_SRC, _FRA_IIFNAME, _FRA_GOTO, _FRA_PRIORITY, _FRA_FWMARK = 1, 2, 3, 4, 6, 10
 _FRA_TABLE, _FRA_FWMASK, _FRA_PROTOCOL = 15, 16, 21
-_FR_ACT_TO_TBL = 1
+_FR_ACT_TO_TBL, _FR_ACT_GOTO = 1, 2
+_OUR_PRIORITIES = 3
 _MAIN = 254
 """RT_TABLE_MAIN (linux/rtnetlink.h)."""
 _U32 = struct.Struct("=I")
@@ -40,7 +41,7 @@ _OURSELVES = "lo"
 
 
 class Rule(NamedTuple):
-    """A rule that leads to a routing table."""
+    """A rule that leads to a routing table, or to later rules."""
 
     priority: int
     table: int
@@ -50,6 +51,8 @@ class Rule(NamedTuple):
     mask: int = 0
     destination: IPv4Network | None = None
     source: IPv4Network | None = None
+    goto: int = 0
+    """The priority of the rules that are next; 0: it leads to `table`."""
 
     def __str__(self) -> str:
         parts = [f"{self.priority}:"]
@@ -61,12 +64,18 @@ class Rule(NamedTuple):
             parts.append(f"iif {self.iif}")
         if self.mask:
             parts.append(f"fwmark {self.mark:#x}/{self.mask:#x}")
-        return " ".join([*parts, f"lookup {self.table}"])
+        return " ".join([*parts, f"goto {self.goto}" if self.goto else f"lookup {self.table}"])
 
 
 def wanted_rules(domain: Domain) -> set[Rule]:
-    """The rules that the roam domain asks for."""
-    first, protocol = domain.rule_priority, domain.route_protocol
+    """The rules that the roam domain asks for, by priority.
+
+    1. What has no mark of ours, nearly everything, passes over the next ones: two or three a peer,
+       which the kernel would ask for each packet, and again for the way back to its sender.
+    2. What has a mark goes to an anchor, or where its client was seen.
+    3. Clients elsewhere, and peers' probes.
+    """
+    first, protocol = domain.rule_priority + 1, domain.route_protocol
     anchors = {
         Rule(
             first,
@@ -93,13 +102,23 @@ def wanted_rules(domain: Domain) -> set[Rule]:
         for peer in domain.peers
     }
     hosts = {rule for network in domain.networks for rule in _host_rules(domain, network)}
-    return _learned_rules(domain) | anchors | errors | hosts | {_answers_rule(domain)}
+    others = {_unmarked_rule(domain), _answers_rule(domain)}
+    return _learned_rules(domain) | anchors | errors | hosts | others
+
+
+def _unmarked_rule(domain: Domain) -> Rule:
+    first, mask = domain.rule_priority, domain.mark_mask
+    return Rule(first, 0, domain.route_protocol, mask=mask, goto=_hosts_priority(domain))
+
+
+def _hosts_priority(domain: Domain) -> int:
+    return domain.rule_priority + _OUR_PRIORITIES - 1
 
 
 def _answers_rule(domain: Domain) -> Rule:
     """What we answer to a peer's tunnel address, such as its probes, goes back through a tunnel."""
     return Rule(
-        domain.rule_priority + 1,
+        _hosts_priority(domain),
         domain.host_table(domain.networks[0]),
         domain.route_protocol,
         source=IPv4Network(domain.me.tunnel_address),
@@ -111,7 +130,7 @@ def _learned_rules(domain: Domain) -> set[Rule]:
 
     Bound to the clients' addresses, which no packet has that is in a tunnel already.
     """
-    first, protocol, mask = domain.rule_priority, domain.route_protocol, domain.mark_mask
+    first, protocol, mask = domain.rule_priority + 1, domain.route_protocol, domain.mark_mask
     here = Rule(first, _MAIN, protocol, mark=domain.here_mark, mask=mask)
     return {here} | {
         Rule(
@@ -135,7 +154,7 @@ def _host_rules(domain: Domain, network: Network) -> list[Rule]:
     they come from or, from the uplink and from ourselves, the mark of their conntrack zone.
     """
     to_prefix = Rule(
-        domain.rule_priority + 1,
+        _hosts_priority(domain),
         domain.host_table(network),
         domain.route_protocol,
         destination=network.prefix,
@@ -167,7 +186,7 @@ def _own_rules(netlink: Netlink, domain: Domain) -> list[Rule]:
     """Rules with our protocol at our priorities or to our tables."""
     body = _FIB_RULE_HDR.pack(AF_INET, 0, 0, 0, 0, 0, 0, 0, 0)
     answer = netlink.table(Message(RTM_GETRULE, NLM_F_DUMP, body, "reading the policy rules"))
-    priorities = (domain.rule_priority, domain.rule_priority + 1)
+    priorities = range(domain.rule_priority, domain.rule_priority + _OUR_PRIORITIES)
     return [
         rule
         for rule in map(parse_rule, answer)
@@ -196,6 +215,7 @@ def parse_rule(body: bytes) -> Rule:
         number(_FRA_FWMASK),
         prefix(_FRA_DST, length),
         prefix(_FRA_SRC, source_length),
+        number(_FRA_GOTO),
     )
 
 
@@ -210,10 +230,10 @@ def _delete(rule: Rule) -> Message:
 def _encode(rule: Rule) -> bytes:
     message = fibmsg()
     message["family"] = AF_INET
-    message["action"] = _FR_ACT_TO_TBL
+    message["action"] = _FR_ACT_GOTO if rule.goto else _FR_ACT_TO_TBL
     attrs: list[tuple[str, object]] = [
         ("FRA_PRIORITY", rule.priority),
-        ("FRA_TABLE", rule.table),
+        ("FRA_GOTO", rule.goto) if rule.goto else ("FRA_TABLE", rule.table),
         ("FRA_PROTOCOL", rule.protocol),
     ]
     if rule.destination is not None:

@@ -59,6 +59,7 @@ def arrivals() -> NetworkDelta:
         flows={flow: Change(None, AP2) for flow in FLOWS},
         sockets={SOCKET: Change(None, AP3)},
         known={BEN_IP: Change(None, BEN)},
+        home={BEN_IP: Change(None, BEN)},
         elsewhere={BEN_IP: Change(None, BEN)},
         places={BEN_IP: Change(None, AP2)},
         routes={BEN_IP: Change(None, AP2)},
@@ -71,6 +72,7 @@ def arrived() -> NetworkState:
         flows=dict.fromkeys(FLOWS, AP2),
         sockets={SOCKET: AP3},
         known={BEN_IP: BEN},
+        home={BEN_IP: BEN},
         elsewhere={BEN_IP: BEN},
         places={BEN_IP: AP2},
         routes={BEN_IP: AP2},
@@ -117,7 +119,7 @@ def test_values_are_replaced(path: DataPath) -> None:
     assert state.places == {BEN_IP: AP3}
     assert state.routes == {BEN_IP: AP3}
     assert state.neighbours == {ANN_IP: BEN}
-    assert state.known == {BEN_IP: BEN}
+    assert state.known == state.home == {BEN_IP: BEN}
 
 
 def test_values_are_deleted(path: DataPath) -> None:
@@ -128,6 +130,7 @@ def test_values_are_deleted(path: DataPath) -> None:
                 flows={flow: Change(AP2, None) for flow in FLOWS},
                 sockets={SOCKET: Change(AP3, None)},
                 known={BEN_IP: Change(BEN, None)},
+                home={BEN_IP: Change(BEN, None)},
                 elsewhere={BEN_IP: Change(BEN, None)},
                 places={BEN_IP: Change(AP2, None)},
                 routes={BEN_IP: Change(AP2, None)},

@@ -26,7 +26,7 @@ DEVICE = "apv-lan"
 FOREIGN = """
 rule add priority 700 from 192.0.2.0/24 lookup 99
 rule add priority 700 iif br-lan fwmark 0x1000000/0xff000000 lookup 77001
-rule add priority 701 to 10.77.0.0/16 lookup 77000 protocol 99
+rule add priority 702 to 10.77.0.0/16 lookup 77000 protocol 99
 route add 192.0.2.0/24 via 10.99.0.2
 route add 192.0.2.0/24 via 10.99.0.2 table 77000 proto 99
 route add 192.0.3.0/24 via 10.99.0.2 table 99 proto 176
@@ -123,7 +123,7 @@ def test_damage_is_repaired(path: LinuxDataPath, access_point: AccessPoint) -> N
         "-batch",
         "-",
         stdin=f"""
-rule del priority 701
+rule del priority 702
 rule add priority 700 iif br-lan fwmark 0x9000000/0xff000000 lookup 77009 protocol 176
 route del default table 77001
 route replace default via 100.127.0.9 dev {DEVICE} onlink table 77002 proto 176
@@ -148,7 +148,7 @@ neighbour add 100.127.0.98 lladdr 02:00:00:00:00:98 dev {DEVICE} nud permanent
 def test_tables_of_other_numbers_are_cleared(path: LinuxDataPath) -> None:
     path.prepare(DOMAIN)
     path.prepare(replace(DOMAIN, route_table_base=88000))
-    assert "77" not in {r.split("lookup ")[1][:2] for r in run("ip", "rule").splitlines()}
+    assert "lookup 77" not in run("ip", "rule")
     assert "table 77" not in run("ip", "-4", "route", "show", "table", "all", "proto", "176")
 
 

@@ -39,6 +39,7 @@ STATE = NetworkState(
     flows={tcp(1000): AP2, udp(2000): AP3, ECHO: AP2},
     sockets={socket_of(udp(2000)): AP3},
     known={BEN_IP: BEN},
+    home={BEN_IP: BEN},
     elsewhere={ANN_IP: ANN},
     places={ANN_IP: AP3},
 )
@@ -78,6 +79,7 @@ def arrivals(state: NetworkState = STATE) -> NetworkDelta:
         flows={flow: Change(None, anchor) for flow, anchor in state.flows.items()},
         sockets={socket: Change(None, anchor) for socket, anchor in state.sockets.items()},
         known={address: Change(None, mac) for address, mac in state.known.items()},
+        home={address: Change(None, mac) for address, mac in state.home.items()},
         elsewhere={address: Change(None, mac) for address, mac in state.elsewhere.items()},
         places={address: Change(None, ap) for address, ap in state.places.items()},
     )
@@ -113,14 +115,20 @@ def test_rules_read_as_they_are_meant(table: NftTable) -> None:
         "ip saddr 10.77.0.0/16 drop",
         "ip saddr != 10.78.16.0/20 return",
         "ip saddr . ether saddr != @zoo_known jump zoo_unknown",
-        "ip daddr 10.78.16.1 return",
-        "ip daddr 10.78.16.0/20 notrack accept",
+        "ip daddr 10.78.16.0/20 goto zoo_inside",
         "meta nfproto ipv4 meta priority set 6170:ffff",
-        "meta priority set ip saddr . meta l4proto . th sport map @zoo_sockets",
         "meta priority set ip saddr . ip daddr . meta l4proto . th sport . th dport map @zoo_flows",
+        "meta l4proto icmp jump zoo_icmp",
+        (
+            "meta priority 6170:ffff meta priority set"
+            " ip saddr . meta l4proto . th sport map @zoo_sockets"
+        ),
+        "meta priority vmap @zoo_anchors",
+    ]
+    assert chain("zoo_inside") == ["ip daddr 10.78.16.1 return", "notrack accept"]
+    assert chain("zoo_icmp") == [
         "icmp type echo-request meta priority set ip saddr . ip daddr . icmp id map @zoo_echoes",
         f"icmp type != echo-request meta priority set {EMBEDDED} map @zoo_flows",
-        "meta priority vmap @zoo_anchors",
     ]
     assert chain("lan_new") == [
         "fib daddr type != unicast return",
@@ -181,10 +189,15 @@ def test_base_chains_hang_where_they_should(table: NftTable) -> None:
     table.prepare(TWO_NETWORKS)
     assert chain("prerouting") == [
         "type filter hook prerouting priority raw; policy accept;",
-        'iifname "br-lan" jump lan_from_client',
-        'iifname "apv-lan" jump lan_from_tunnel',
-        'iifname "br-zoo" jump zoo_from_client',
-        'iifname "apv-zoo" jump zoo_from_tunnel',
+        *(
+            f'iifname "br-{name}" ip saddr . ether saddr @{name}_home'
+            f" ip daddr != {prefix} meta l4proto != icmp return"
+            for name, prefix in (("lan", "10.77.0.0/16"), ("zoo", "10.78.16.0/20"))
+        ),
+        'iifname "br-lan" goto lan_from_client',
+        'iifname "apv-lan" goto lan_from_tunnel',
+        'iifname "br-zoo" goto zoo_from_client',
+        'iifname "apv-zoo" goto zoo_from_tunnel',
         "ip daddr 10.99.0.1 udp dport 4789 notrack",
     ]
     assert chain("output")[-1] == "ip saddr 10.99.0.1 udp dport 4789 notrack"
@@ -223,14 +236,23 @@ def test_base_chains_hang_where_they_should(table: NftTable) -> None:
         'oifname "wan" ip saddr 10.77.0.0/16 masquerade',
         f'oifname "wan" ip saddr 10.78.16.0/20 snat ip to {NAT_ADDRESS}',
     ]
-    assert chain("leak_guard")[:2] == [
+    assert chain("leak_guard") == [
         "type filter hook postrouting priority 300; policy accept;",
-        'oifname "wan" ip saddr 10.77.0.0/16 counter name "leaked_packets" drop',
+        'ip saddr 10.77.0.0/16 oifname "wan" counter name "leaked_packets" drop',
+        'ip saddr 10.78.16.0/20 oifname "wan" counter name "leaked_packets" drop',
+        'meta mark != 0x00000000 oifname "apv-lan" meta mark set 0x00000000',
+        'meta mark != 0x00000000 oifname "apv-zoo" meta mark set 0x00000000',
     ]
-    assert chain("tunnel_out")[:2] == [
-        "type filter hook postrouting priority 300; policy accept;",
-        'oifname "apv-lan" meta mark set 0x00000000',
-    ]
+
+
+def test_a_networks_clients_at_home_are_told_by_their_addresses_where_it_is_the_only_one(
+    table: NftTable,
+) -> None:
+    assert chain("prerouting")[1] == (
+        "ip saddr 10.77.0.0/16 ip saddr . ether saddr @lan_home ip daddr != 10.77.0.0/16"
+        " meta l4proto != icmp return"
+    )
+    assert chain("forward")[2] == "ct state established,related return"
 
 
 def test_with_takeover_the_source_of_new_flows_is_looked_up(table: NftTable) -> None:
@@ -251,10 +273,16 @@ def test_with_takeover_the_source_of_new_flows_is_looked_up(table: NftTable) -> 
 
 
 def test_isolated_clients_have_rules_of_their_own(table: NftTable) -> None:
-    before = chain("forward")
+    """Established or not, no packet between them passes."""
+    *first, established = chain("forward")[:3]
+    rest = chain("forward")[3:]
+    assert established == "ct state established,related return"
     table.prepare(replace(DOMAIN, networks=(replace(lan(), isolate_clients=True),)))
     assert chain("forward") == [
-        *before,
+        *first,
+        'ct state established,related oifname "wan" return',
+        'ct state established,related iifname "wan" return',
+        *rest,
         'iifname "br-lan" oifname "apv-lan" ip daddr 10.77.0.0/16 drop',
         'iifname "br-lan" oifname "br-lan" ip daddr 10.77.0.0/16 drop',
         'iifname "apv-lan" oifname "br-lan" ip saddr 10.77.0.0/16 drop',
@@ -313,6 +341,7 @@ def test_values_change_and_elements_go(table: NftTable) -> None:
         flows={tcp(1000): Change(AP2, AP3), ECHO: Change(AP2, None)},
         sockets={socket: Change(AP3, AP2)},
         known={BEN_IP: Change(BEN, None)},
+        home={BEN_IP: Change(BEN, None)},
         elsewhere={ANN_IP: Change(ANN, BEN)},
         places={ANN_IP: Change(AP3, AP2)},
     )
@@ -555,7 +584,8 @@ def test_changed_rules_leave_sessions_alone(table: NftTable) -> None:
             id="chain at another hook",
         ),
         pytest.param(
-            "flush chain inet apagent lan_from_client; flush chain inet apagent lan_own_error;"
+            "flush chain inet apagent lan_from_client; flush chain inet apagent lan_icmp;"
+            " flush chain inet apagent lan_own_error;"
             "delete map inet apagent lan_flows;"
             "add map inet apagent lan_flows { type ipv4_addr : mark; }",
             id="map of another type",

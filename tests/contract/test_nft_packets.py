@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from ipaddress import IPv4Address
@@ -15,6 +15,7 @@ from apagent.core.domain import Ap
 from apagent.core.model import Flow, FlowKey, Mac, socket_of
 from apagent.kernel.linux import LinuxDataPath
 from apagent.kernel.port import Change, Counters, NetworkDelta, NetworkState
+from apagent.kernel.wire import Message, Netlink
 from tests.contract import packets
 from tests.contract.conftest import AccessPoint, run
 from tests.contract.packets import ACK, REMOTE, RST, SYN, Packet, Wire, eventually
@@ -111,6 +112,65 @@ def test_a_session_sends_packets_to_its_anchor(
     access_point.send_udp(ANN, ANN_IP)
     assert counted()
     assert counts() == {"anchor1": 0, "anchor2": 0, "tracked": 0} | {seen_as: 1}
+
+
+AT_HOME = NetworkDelta(home={ANN_IP: Change(None, ANN)})
+
+
+def test_nothing_is_looked_up_for_a_client_at_home(
+    path: LinuxDataPath, access_point: AccessPoint
+) -> None:
+    run("nft", "-f", "-", stdin=WATCH)
+    path.apply({LAN: replace(sessions(NetworkState(flows={DNS: AP2})), home=AT_HOME.home)})
+    access_point.send_udp(ANN, ANN_IP)
+    assert counted()
+    assert counts() == {"anchor1": 0, "anchor2": 0, "tracked": 1}
+
+
+def test_somebody_else_with_its_address_is_not_at_home(
+    path: LinuxDataPath, access_point: AccessPoint
+) -> None:
+    run("nft", "-f", "-", stdin=WATCH)
+    path.apply({LAN: replace(sessions(NetworkState(flows={DNS: AP2})), home=AT_HOME.home)})
+    access_point.send_udp(BEN, ANN_IP)
+    assert counted()
+    assert counts() == {"anchor1": 1, "anchor2": 0, "tracked": 0}
+
+
+def test_a_clients_first_session_elsewhere_ends_that(
+    path: LinuxDataPath, access_point: AccessPoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one transaction, and where there are several in the first."""
+    run("nft", "-f", "-", stdin=WATCH)
+    path.apply({LAN: AT_HOME})
+    monkeypatch.setattr("apagent.kernel.nft.elements.CHANGES_PER_TRANSACTION", 2)
+    done: list[list[str]] = []
+    transaction = Netlink.transaction
+
+    def record(netlink: Netlink, begin: Message, batch: Sequence[Message], end: Message) -> None:
+        done.append([message.what.split()[-1] for message in batch])
+        transaction(netlink, begin, batch, end)
+
+    monkeypatch.setattr(Netlink, "transaction", record)
+    other = FlowKey(DNS[:-1] + b"6")
+    change = sessions(NetworkState(flows={DNS: AP2, other: AP2}))
+    path.apply({LAN: replace(change, home={ANN_IP: Change(ANN, None)})})
+    assert done == [["lan_home", "lan_flows"], ["lan_flows"]]
+    access_point.send_udp(ANN, ANN_IP)
+    assert counted()
+    assert counts() == {"anchor1": 1, "anchor2": 0, "tracked": 0}
+
+
+def test_an_icmp_error_of_a_client_at_home_may_speak_of_another_address(
+    path: LinuxDataPath, access_point: AccessPoint, tunnel: Wire
+) -> None:
+    flow = Flow(17, BEN_IP, 5000, REMOTE, 53).key
+    path.apply({LAN: replace(sessions(NetworkState(flows={flow: AP3})), home=AT_HOME.home)})
+    about = packets.udp(REMOTE, 53, BEN_IP, 5000)
+    error = packets.icmp_error(packets.PORT_UNREACHABLE, about)
+    sender = error._replace(source=ANN_IP)
+    access_point.send(ANN, sender)
+    assert Packet.of(tunnel.frame()[14:]).source == ANN_IP
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ def real(access_point: AccessPoint) -> Iterator[RealWorld]:
 @pytest.mark.parametrize(
     ("command", "doubt"),
     [
-        ("ip rule del priority 701", Doubt.ROUTING),
+        ("ip rule del priority 702", Doubt.ROUTING),
         ("ip route del default table 77001", Doubt.ROUTING),
         ("ip route replace default via 10.99.0.7 dev underlay table 77001", Doubt.ROUTING),
         (f"ip address del {DOMAIN.me.tunnel_address}/32 dev {DEVICE}", Doubt.ROUTING),

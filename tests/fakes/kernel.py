@@ -222,6 +222,7 @@ _PARTS = (
     "neighbours",
     "routes",
     "sources",
+    "home",
     "known",
     "elsewhere",
     "places",
@@ -230,7 +231,9 @@ _PARTS = (
     "diverted",
 )
 """Addresses, neighbours and routes first; sets and maps are the rest."""
-_STRICT = frozenset({"sources", "flows", "sockets", "known", "elsewhere", "places", "diverted"})
+_STRICT = frozenset(
+    {"sources", "flows", "sockets", "home", "known", "elsewhere", "places", "diverted"}
+)
 """Sets and maps mind what is there."""
 _LEAD_TO: dict[str, Callable[[Domain], set[ApId]]] = {
     "flows": lambda domain: {domain.me.id},

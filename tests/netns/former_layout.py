@@ -34,6 +34,8 @@ _KEY_SIZES = {
     _LAN.echoes: ECHO_SIZE,
     _LAN.sockets: SOCKET_SIZE,
     _LAN.known: CLIENT_SIZE,
+    _LAN.elsewhere: CLIENT_SIZE,
+    _LAN.places: CLIENT_SIZE,
 }
 
 
@@ -58,6 +60,7 @@ def _replace_table(layout: dict[str, Any]) -> None:
         changes = [
             ElementChange(map_, key, deleted=False, data=value and pack_data(renumbered[value]))
             for map_, size in _KEY_SIZES.items()
+            if map_ in layout["sets"]
             for body in listing(netlink, messages.list_elements(_TABLE, map_))
             for key, value in parse_elements(body, size)
         ]

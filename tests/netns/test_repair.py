@@ -25,7 +25,7 @@ CLIENT = "10.77.1.1"
 Record = Callable[[str, object], None]
 
 ROUTING = {
-    "a policy rule": "ip rule del priority 701",
+    "a policy rule": "ip rule del priority 702",
     "all policy rules": "ip rule flush protocol 176",
     "an anchor's route": "ip route del default table 77001",
     "a route replaced": "ip route replace default via 10.99.0.3 dev bh table 77001",

@@ -41,7 +41,7 @@ table inet deaf {
 """
 
 
-@pytest.mark.parametrize("revision", ["4db3919"])
+@pytest.mark.parametrize("revision", ["4db3919", "a703e70"])
 def test_an_ap_with_a_former_layout_is_upgraded_in_place(lab: MakeLab, revision: str) -> None:
     domain = lab(aps=3, clients=1)
     with serving(domain), steady(domain, CLIENT) as traffic:

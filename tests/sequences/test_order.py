@@ -116,6 +116,7 @@ def apply(kernel: NetworkState, e: Engine) -> None:
             "flows",
             "sockets",
             "known",
+            "home",
             "elsewhere",
             "places",
             "routes",

@@ -26,6 +26,7 @@ from apagent.core.model import (
     NetworkName,
     SocketKey,
     Translation,
+    client_of,
     is_standing,
     socket_of,
 )
@@ -202,16 +203,21 @@ def _right(
 ) -> NetworkState:
     state = NetworkState()
     sockets: dict[SocketKey, set[ApId]] = {}
+    abroad: set[bytes] = set()
     for anchor in sorted(tables):
         for key in tables[anchor]:
             if not is_standing(key) and anchor != me:
                 state.flows[key] = anchor
             if key[8] == UDP or is_standing(key):
                 sockets.setdefault(socket_of(key), set()).add(anchor)
+            if anchor != me:
+                abroad.add(client_of(key))
     state.sockets = {s: min(anchors) for s, anchors in sockets.items() if me not in anchors}
     for address, claim in _owners(claims).items():
         if claim.ap == me:
             state.neighbours[address] = state.known[address] = claim.mac
+            if address.packed not in abroad:
+                state.home[address] = claim.mac
         else:
             state.routes[address] = state.places[address] = claim.ap
             state.elsewhere[address] = claim.mac
@@ -266,7 +272,10 @@ def _check_empty(node: Node, network: Network) -> None:
     state = node.kernel.installed[network.name]
     must(not state.flows, f"{node.id}: the kernel still has {state.flows}")
     if not awaited:
-        must(not (state.routes or state.neighbours or state.known), f"{node.id}: {state}")
+        must(
+            not (state.routes or state.neighbours or state.known or state.home),
+            f"{node.id}: {state}",
+        )
     counted = {ap: counts for ap, counts in sessions._by_client.items() if counts}
     must(not counted, f"{node.id}: {counted} are counted for good")
     must(not sessions.lost and not sessions.touched_flows, f"{node.id}: changes stay for good")

@@ -47,6 +47,8 @@ def send(world: World, client: Client, key: FlowKey, *, opens: bool) -> Sent:
     node = world.nodes[client.at]
     be_heard(node, client)
     state = node.kernel.installed[client.network]
+    if state.home.get(client.address) == client.mac:
+        return _translate(world, node, client, key, opens=opens)
     anchor = state.flows.get(key) or state.sockets.get(socket_of(key)) or ANY_ANCHOR
     anchor = state.diverted.get(anchor, anchor)
     if anchor in (ANY_ANCHOR, NOBODY, node.id):

@@ -147,6 +147,37 @@ def test_flows_are_counted_by_client_and_anchor() -> None:
     assert t.flows_of(ANN_IP.packed) == {}
 
 
+def test_a_client_has_sessions_in_the_maps_while_any_peer_has_one_of_it() -> None:
+    t = tables()
+    client = ANN_IP.packed
+    t.apply(AP2, {tcp(1): NAT})
+    assert not t.is_mapped(client)
+    assert t.touched_clients == {}
+    t.apply(AP1, {tcp(2): NAT, tcp(3): NAT})
+    t.apply(AP3, {udp(4): NAT})
+    assert t.is_mapped(client)
+    assert t.touched_clients == {client: False}
+    t.touched_clients.clear()
+    t.apply(AP1, {tcp(2): None})
+    assert t.touched_clients == {}
+    t.apply(AP1, {tcp(3): None})
+    assert t.is_mapped(client)
+    t.apply(AP3, {udp(4): None})
+    assert not t.is_mapped(client)
+    assert t.touched_clients == {client: True}
+
+
+def test_a_port_forward_at_a_peer_counts_too() -> None:
+    t = tables()
+    standing = Flow(6, ANN_IP, 80, IPv4Address(0), 0).key
+    t.apply(AP2, {standing: NAT})
+    assert not t.is_mapped(ANN_IP.packed)
+    t.apply(AP3, {standing: NAT})
+    assert t.is_mapped(ANN_IP.packed)
+    t.apply(AP3, {standing: None})
+    assert not t.is_mapped(ANN_IP.packed)
+
+
 def test_when_our_flow_ends_a_peers_is_installed() -> None:
     t = tables()
     t.apply(AP2, {udp(1): at(4)})

@@ -63,9 +63,9 @@ def source_in(prefix: IPv4Network, *, negate: bool = False) -> Expressions:
     return e.in_prefix(e.SOURCE_ADDRESS, prefix, negate=negate)
 
 
-def destination_in(prefix: IPv4Network) -> Expressions:
-    """`ip daddr prefix`."""
-    return e.in_prefix(e.DESTINATION_ADDRESS, prefix)
+def destination_in(prefix: IPv4Network, *, negate: bool = False) -> Expressions:
+    """`ip daddr [!=] prefix`."""
+    return e.in_prefix(e.DESTINATION_ADDRESS, prefix, negate=negate)
 
 
 def leaving(network: Network) -> Expressions:

@@ -154,6 +154,11 @@ def jump(chain: str) -> Expressions:
     return _verdict_rule(_JUMP, chain)
 
 
+def goto(chain: str) -> Expressions:
+    """`goto chain`: without a way back, so that no other rule here looks at the packet."""
+    return _verdict_rule(_GOTO, chain)
+
+
 def interface_name(name: str) -> bytes:
     """An interface name as the kernel compares it: padded to 16 bytes."""
     return name.encode().ljust(_INTERFACE_NAME_SIZE, b"\0")
@@ -477,6 +482,11 @@ def set_mark(value: int, mask: int) -> Expressions:
         _mask(_U32.pack(~mask & 0xFFFFFFFF), _U32.pack(value)),
         _expression("meta", ("KEY", _META_MARK), ("SREG", _register(0))),
     )
+
+
+def marked() -> Expressions:
+    """`meta mark != 0`."""
+    return (_meta(_META_MARK), _compare(bytes(4), _NEQ))
 
 
 def clear_mark() -> Expressions:

@@ -77,10 +77,16 @@ def forward(domain: Domain) -> Chain:
 
 
 def _established(domain: Domain) -> Iterator[Expressions]:
-    """Packets of flows that go on, to and from the uplinks, have passed: the rest isn't for them.
+    """Packets of flows that go on have passed: the rest isn't for them.
 
-    They are nearly all packets, and each would pay for every rule by itself.
+    They are nearly all packets, and each would pay for every rule by itself. What two networks, or
+    clients that are kept apart, may not send each other is told by interfaces: where there are such
+    rules, only packets to and from the uplinks have passed. Where there are none, the rest is for
+    new flows and for what conntrack doesn't see.
     """
+    if len(domain.networks) == 1 and not domain.networks[0].isolate_clients:
+        yield (*e.ct_state_established(), *e.return_())
+        return
     for uplink in dict.fromkeys(network.uplink for network in domain.networks):
         yield (*e.ct_state_established(), *e.oifname(uplink), *e.return_())
         yield (*e.ct_state_established(), *e.iifname(uplink), *e.return_())
@@ -170,16 +176,17 @@ def _translations(network: Network) -> tuple[Expressions, ...]:
 
 
 def leak_guard(domain: Domain) -> Chain:
-    """Count and drop what would still leave an uplink with a client's address."""
-    rules = tuple((*leaving(n), *e.counter(LEAKED), *e.drop()) for n in domain.networks)
-    return Chain("leak_guard", rules, Hook("filter", POSTROUTING, LAST))
+    """The leak guard: count and drop what would still leave an uplink with a client's address.
 
-
-def tunnel_out(domain: Domain) -> Chain:
-    """Take the mark off what enters a tunnel, now that it is routed.
-
-    The outer packet inherits it, and a policy router that marks clients' packets (mwan3, pbr)
-    would send the outer one along with them instead of to the peer.
+    And the mark of what enters a tunnel is taken off, now that it is routed: the outer packet
+    inherits it, and a policy router that marks clients' packets (mwan3, pbr) would send the outer
+    one along with them instead of to the peer.
     """
-    rules = tuple((*e.oifname(domain.device(n)), *e.clear_mark()) for n in domain.networks)
-    return Chain("tunnel_out", rules, Hook("filter", POSTROUTING, LAST))
+    leaked = (
+        (*source_in(n.prefix), *e.oifname(n.uplink), *e.counter(LEAKED), *e.drop())
+        for n in domain.networks
+    )
+    into_tunnel = (
+        (*e.marked(), *e.oifname(domain.device(n)), *e.clear_mark()) for n in domain.networks
+    )
+    return Chain("leak_guard", (*leaked, *into_tunnel), Hook("filter", POSTROUTING, LAST))

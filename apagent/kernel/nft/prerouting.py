@@ -21,7 +21,7 @@ from apagent.kernel.nft.chain import (
 )
 from apagent.kernel.nft.expressions import Expressions
 from apagent.kernel.nft.messages import Hook
-from apagent.kernel.nft.sets import ANY_VALUE, UNSYNCED, Names, anchor_chain
+from apagent.kernel.nft.sets import ANY_VALUE, UNSYNCED, Names, anchor_chain, any_anchor
 
 _DATA_TRIGGER_RATE, _DATA_TRIGGER_BURST = 100, 50
 _DATA_TRIGGER_SNAPLEN = 64
@@ -29,16 +29,40 @@ _DATA_TRIGGER_SNAPLEN = 64
 
 
 def prerouting(domain: Domain) -> Chain:
-    """The entrance: every packet from a client or out of a tunnel goes by its network's chain."""
-    rules: list[Expressions] = []
+    """The entrance: every packet from a client or out of a tunnel goes by its network's chain.
+
+    Nearly all are of clients at home, and done with first.
+    """
+    rules: list[Expressions] = [_from_home(domain, network) for network in domain.networks]
     for network in domain.networks:
         names = Names.of(network.name)
         rules += [
-            (*e.iifname(network.client_interface), *e.jump(names.from_client)),
-            (*e.iifname(domain.device(network)), *e.jump(names.from_tunnel)),
+            (*e.iifname(network.client_interface), *e.goto(names.from_client)),
+            (*e.iifname(domain.device(network)), *e.goto(names.from_tunnel)),
         ]
     rules.append(_untracked_tunnel(domain, e.DESTINATION_ADDRESS))
     return Chain("prerouting", tuple(rules), Hook("filter", PREROUTING, RAW))
+
+
+def _from_home(domain: Domain, network: Network) -> Expressions:
+    """What a client at home sends to the Internet goes on as on any NATing AP.
+
+    But not its ICMP errors: they may speak of a flow of another address. To compare interfaces'
+    names takes longer than addresses; it is done where another network's client could have the
+    same pair.
+    """
+    here = (
+        e.iifname(network.client_interface) if domain.others(network) else source_in(network.prefix)
+    )
+    return (
+        *here,
+        *e.client_pair(),
+        *e.in_set(Names.of(network.name).home),
+        *destination_in(network.prefix, negate=True),
+        *e.l4proto(ICMP, negate=True),
+        *chain(*_into_zone(network)),
+        *e.return_(),
+    )
 
 
 def _untracked_tunnel(domain: Domain, our_address: int) -> Expressions:
@@ -64,31 +88,53 @@ def from_client(domain: Domain, network: Network) -> Chain:
             *_forged(domain, network),
             (*source_in(network.prefix, negate=True), *e.return_()),
             (*e.client_pair(), *e.in_set(names.known, negate=True), *e.jump(names.unknown)),
-            (
-                *e.address_is(e.DESTINATION_ADDRESS, network.gateway),
-                *chain(*_into_zone(network)),
-                *e.return_(),
-            ),
-            (*destination_in(network.prefix), *e.notrack(), *e.accept()),
+            (*destination_in(network.prefix), *e.goto(names.inside)),
             (*e.ipv4(), *e.set_priority(ANY_VALUE)),
-            (*e.ipv4(), *e.client_socket(), *e.priority_from(names.sockets)),
             (*e.ipv4(), *e.client_flow(), *e.priority_from(names.flows)),
+            (*e.l4proto(ICMP), *e.jump(names.icmp)),
             (
+                *e.priority_is(any_anchor()),
                 *e.ipv4(),
-                *e.l4proto(ICMP),
+                *e.client_socket(),
+                *e.priority_from(names.sockets),
+            ),
+            e.priority_verdict(names.anchors),
+            *_into_zone(network),
+        ),
+    )
+
+
+def inside(network: Network) -> Chain:
+    """A client's packet to an address of its own network: the gateway's, or another client's."""
+    to_gateway = e.address_is(e.DESTINATION_ADDRESS, network.gateway)
+    return Chain(
+        Names.of(network.name).inside,
+        (
+            (*to_gateway, *chain(*_into_zone(network)), *e.return_()),
+            (*e.notrack(), *e.accept()),
+        ),
+    )
+
+
+def icmp(network: Network) -> Chain:
+    """Of an echo request the anchor is that of its identifier, of an error that of its flow."""
+    names = Names.of(network.name)
+    message = (*e.ipv4(), *e.l4proto(ICMP))
+    return Chain(
+        names.icmp,
+        (
+            (
+                *message,
                 *e.icmp_echo_request(),
                 *e.client_echo(),
                 *e.priority_from(names.echoes),
             ),
             (
-                *e.ipv4(),
-                *e.l4proto(ICMP),
+                *message,
                 *e.icmp_echo_request(negate=True),
                 *e.flow_of_client_error(),
                 *e.priority_from(names.flows),
             ),
-            e.priority_verdict(names.anchors),
-            *_into_zone(network),
         ),
     )
 

@@ -7,6 +7,7 @@ in the maps and sets (`elements`), which the rules only name. In nft's words, fo
     map lan_echoes { typeof ip saddr . ip daddr . icmp id : meta priority }
     map lan_sockets { type ipv4_addr . inet_proto . inet_service : classid }
     set lan_known { type ipv4_addr . ether_addr }
+    set lan_home { type ipv4_addr . ether_addr }
     set lan_elsewhere { type ipv4_addr . ether_addr }
     set lan_places { type ipv4_addr . ether_addr }
     set lan_arrived { type ipv4_addr; timeout 500ms }
@@ -17,7 +18,10 @@ in the maps and sets (`elements`), which the rules only name. In nft's words, fo
     map ways { type classid : verdict; elements = { 6170:2 : goto way_ap2 } }
 
 The packet's priority serves as scratch register: the lookups leave the anchor's value there, and
-ip_forward() overwrites it later. The exact flow is looked up after the socket, so it wins.
+ip_forward() overwrites it later. A socket is looked up where no map knows the exact flow.
+
+To interpret an expression takes some 8 ns, to compare an interface's name 40. So rules begin with
+what is cheap and ends them for most packets.
 """
 
 from __future__ import annotations
@@ -58,6 +62,8 @@ class Ruleset:
                 (
                     prerouting.new(network),
                     prerouting.unknown(domain, network),
+                    prerouting.inside(network),
+                    prerouting.icmp(network),
                     prerouting.from_client(domain, network),
                     learning.sender(network),
                     prerouting.from_tunnel(network),
@@ -74,7 +80,6 @@ class Ruleset:
             *prerouting.port_forwards(domain),
             forwarding.source_nat(domain),
             forwarding.leak_guard(domain),
-            forwarding.tunnel_out(domain),
         ]
         return {chain.name: chain for chain in chains}
 

@@ -57,6 +57,7 @@ class Names:
     echoes: str
     sockets: str
     known: str
+    home: str
     elsewhere: str
     places: str
     arrived: str
@@ -65,6 +66,8 @@ class Names:
     sources: str
     new: str
     from_client: str
+    inside: str
+    icmp: str
     unknown: str
     from_tunnel: str
     sender: str
@@ -181,7 +184,7 @@ def _definitions(names: Names) -> tuple[SetDefinition, ...]:
         SetDefinition(names.sockets, _SOCKET_TYPE, SOCKET_SIZE, _CLASSID, 4, anchor_map),
         *(
             SetDefinition(pairs, _CLIENT_TYPE, CLIENT_SIZE, userdata=byte_orders(ByteOrder.MIXED))
-            for pairs in (names.known, names.elsewhere, names.places)
+            for pairs in (names.known, names.home, names.elsewhere, names.places)
         ),
         _expiring(names.arrived, _IPV4_ADDR, _ADDRESS_SIZE, ARRIVAL_GRACE_MS),
         _verdicts(names.anchors),

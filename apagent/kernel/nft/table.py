@@ -308,12 +308,13 @@ class NftTable:
 
     def _read_network(self, domain: Domain, names: Names, anchors: _Anchors | None) -> NetworkState:
         aps = {peer.tunnel_mac: peer.id for peer in domain.peers}
-        known, elsewhere, places = (
+        known, home, elsewhere, places = (
             self._elements(domain.table, pairs, CLIENT_SIZE)
-            for pairs in (names.known, names.elsewhere, names.places)
+            for pairs in (names.known, names.home, names.elsewhere, names.places)
         )
         state = NetworkState(
             known=dict(map(unpack_client, known)),
+            home=dict(map(unpack_client, home)),
             elsewhere=dict(map(unpack_client, elsewhere)),
             places=dict(unpack_place(key, aps) for key in places),
         )
@@ -362,9 +363,17 @@ class _Anchors(dict[bytes, ApId]):
 
 
 def _places(network: Network, delta: NetworkDelta) -> Iterator[ElementChange]:
-    """The clients' pairs; what the kernel had learned of a client that has moved is void."""
+    """The clients' pairs; what the kernel had learned of a client that has moved is void.
+
+    They come before the sessions, so that those of a client that is at home no more are looked up
+    from the first one on.
+    """
     names = Names.of(network.name)
-    for set_, pairs in ((names.known, delta.known), (names.elsewhere, delta.elsewhere)):
+    for set_, pairs in (
+        (names.home, delta.home),
+        (names.known, delta.known),
+        (names.elsewhere, delta.elsewhere),
+    ):
         yield from _moved(set_, pairs, pack_client)
     yield from _moved(names.places, delta.places, pack_place)
     if not network.zone:
