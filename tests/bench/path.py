@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from statistics import median
 from typing import Any
 
@@ -33,6 +33,8 @@ _SETTLE_S = 1.0
 _ANSWER_S = 5.0
 _ROAM_AT_S, _COUNT_FROM_S = 1.0, 2.0
 _MEGA, _NANO = 1e6, 1e9
+_ANY_RULE = "fwmark 0x100/0x100 lookup main priority 1000"
+"""No packet has this mark."""
 
 
 def groups(scale: Scale) -> list[Group]:
@@ -107,28 +109,35 @@ def _roamed(sessions: int, scale: Scale) -> Callable[[], Result]:
                 world.lab.roam(CLIENT, "ap2")
                 time.sleep(_SETTLE_S)
                 with swallowed(world.lab), swallowed(plain):
-                    costs = _take_turns(one, other, scale)
+                    costs = _take_turns({"ours": one, "plain": other}, scale)
             return {**costs, **_throughput(world.lab, plain, scale)}
 
     return measure
 
 
 def _stays(scale: Scale) -> Callable[[], Result]:
-    """A flow that stays where it was opened: with apagent, and with plain masquerading."""
+    """A flow that stays where it was opened: with apagent, and with plain masquerading.
+
+    And with plain masquerading where there is any policy rule, as with mwan3, pbr or a VPN.
+    """
 
     def measure() -> Result:
         with (
             Lab(2, 1, place=_place("a")) as ours,
             Lab(2, 1, agents=False, place=_place("b")) as plain,
+            Lab(2, 1, agents=False, place=_place("c")) as ruled,
         ):
-            prepare(ours)
-            prepare(plain)
-            radio = ours.plan.antenna("ap1").name
-            with blasting(ours, FABRIC, radio) as one, blasting(plain, FABRIC, radio) as other:
-                establish(ours, one)
-                establish(plain, other)
-                with swallowed(ours), swallowed(plain):
-                    return _take_turns(one, other, scale)
+            ruled.run("ap1", ["ip", "rule", "add", *_ANY_RULE.split()])
+            labs = {"ours": ours, "plain": plain, "ruled": ruled}
+            with contextlib.ExitStack() as stack:
+                blasters: dict[str, Blaster] = {}
+                for name, lab in labs.items():
+                    prepare(lab)
+                    radio = lab.plan.antenna("ap1").name
+                    blasters[name] = stack.enter_context(blasting(lab, FABRIC, radio))
+                    establish(lab, blasters[name])
+                    stack.enter_context(swallowed(lab))
+                return _take_turns(blasters, scale)
 
     return measure
 
@@ -156,22 +165,20 @@ def swallowed(lab: Lab) -> Iterator[None]:
         lab.run(INTERNET, ["ip", "route", "del", *route])
 
 
-def _take_turns(ours: Blaster, plain: Blaster, scale: Scale) -> dict[str, Any]:
-    """CPU time per packet in both, in nanoseconds, and packets a second."""
-    for blaster in (ours, plain):
+def _take_turns(blasters: Mapping[str, Blaster], scale: Scale) -> dict[str, Any]:
+    """CPU time per packet of each in nanoseconds, and packets a second."""
+    for blaster in blasters.values():
         blaster.send(scale.turn_packets)
-    turns = [
-        (ours.send(scale.turn_packets), plain.send(scale.turn_packets)) for _ in range(scale.turns)
-    ]
-    ns = [[_cost_ns(side) for side in turn] for turn in turns]
-    rates = [[side["packets"] / side["took_s"] for side in turn] for turn in turns]
-    return {
-        "ours_ns": median(turn[0] for turn in ns),
-        "plain_ns": median(turn[1] for turn in ns),
-        "ours_pps": median(turn[0] for turn in rates),
-        "plain_pps": median(turn[1] for turn in rates),
-        "turns_ns": ns,
+    turns: dict[str, list[dict[str, Any]]] = {name: [] for name in blasters}
+    for _ in range(scale.turns):
+        for name, blaster in blasters.items():
+            turns[name].append(blaster.send(scale.turn_packets))
+    costs = {f"{n}_ns": median(map(_cost_ns, sent)) for n, sent in turns.items()}
+    rates = {
+        f"{n}_pps": median(one["packets"] / one["took_s"] for one in sent)
+        for n, sent in turns.items()
     }
+    return {**costs, **rates, "turns_ns": {n: [*map(_cost_ns, s)] for n, s in turns.items()}}
 
 
 def _cost_ns(sent: dict[str, Any]) -> float:
@@ -255,11 +262,16 @@ def _roamed_rows(samples: Samples, scale: Scale) -> list[Row]:
 
 
 def _stays_rows(samples: Samples) -> list[Row]:
-    return compared(
+    found = samples.of("one flow", "both")
+    plain = "plain masquerading"
+    ours = compared(
         "path.stays.cpu",
         "CPU per packet of a flow that never roamed, radio to uplink",
-        [(one["ours_ns"], one["plain_ns"]) for one in samples.of("one flow", "both")],
+        [(one["ours_ns"], one["plain_ns"]) for one in found],
         "ns",
-        "plain masquerading",
+        plain,
         ratio_at_most=1.03,
     )
+    what = "CPU per packet of plain masquerading on an AP that has one policy rule"
+    ruled = [(one["ruled_ns"], one["plain_ns"]) for one in found if "ruled_ns" in one]
+    return [*ours, *compared("path.stays.ruled", what, ruled, "ns", plain)]
