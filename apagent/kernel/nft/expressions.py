@@ -227,6 +227,15 @@ def ct_state_new() -> Expressions:
     )
 
 
+def ct_state_opening() -> Expressions:
+    """`ct state invalid,new`: seen by conntrack, and of no flow that it knows."""
+    return (
+        _expression("ct", ("KEY", _CT_STATE), ("DREG", _register(0))),
+        _mask(_U32.pack(_CT_STATE_INVALID | _CT_STATE_NEW), bytes(4)),
+        _compare(bytes(4), _NEQ),
+    )
+
+
 def ct_state_established() -> Expressions:
     """`ct state established,related`."""
     return (

@@ -47,17 +47,33 @@ def mss_clamp(domain: Domain) -> Chain:
 def forward(domain: Domain) -> Chain:
     """The MSS clamp, from birth and in both directions, and what may not be forwarded as it is.
 
-    That is: packets that would open a flow but can't be its first, what may be a peer's while we
-    are not in sync, and what has followed its client from AP to AP often enough.
-
-    Conntrack takes data of a connection that it doesn't know for a new flow, but its end (FIN) for
-    invalid.
+    That is: what `opening` finds, and what has followed its client from AP to AP often enough.
     """
-    tcp = e.l4proto(TCP)
-    syn = (*tcp, *e.tcp_flags(e.SYN | e.RST, e.SYN))
-    ending = (*tcp, *e.tcp_flags(e.FIN | e.RST, 0, negate=True))
+    syn = (*e.l4proto(TCP), *e.tcp_flags(e.SYN | e.RST, e.SYN))
+    rules: list[Expressions] = [
+        (*syn, *e.jump("mss_clamp")),
+        *_established(domain),
+        (*e.ct_state_opening(), *e.jump("opening")),
+    ]
+    for network in domain.networks:
+        rules += [
+            *_following(domain.device(network)),
+            *_crossing(domain, network),
+            *(_isolation(domain, network) if network.isolate_clients else ()),
+        ]
+    return Chain("forward", tuple(rules), Hook("filter", FORWARD, MANGLE))
+
+
+def opening(domain: Domain) -> Chain:
+    """Packets that conntrack sees as no known flow's: what goes to an anchor isn't among them.
+
+    Those that would open a flow but can't be its first don't go on, nor what may be a peer's while
+    we are not in sync. Conntrack takes data of a connection that it doesn't know for a new flow,
+    but its end (FIN) for invalid.
+    """
+    ending = (*e.l4proto(TCP), *e.tcp_flags(e.FIN | e.RST, 0, negate=True))
     strays = ((*e.ct_state_new(), *e.not_first_of_tcp()), (*e.ct_state_invalid(), *ending))
-    rules: list[Expressions] = [(*syn, *e.jump("mss_clamp")), *_established(domain)]
+    rules: list[Expressions] = []
     for network in domain.networks:
         judge = Names.of(network.name).stray
         unsynced = (*e.iifname_in(UNSYNCED), *e.ct_state_new(), *e.l4proto(TCP, negate=True))
@@ -69,11 +85,8 @@ def forward(domain: Domain) -> Chain:
             ),
             (*leaving(network), *unsynced, *e.drop()),
             *(_reported(network) if network.takeover else ()),
-            *_following(domain.device(network)),
-            *_crossing(domain, network),
-            *(_isolation(domain, network) if network.isolate_clients else ()),
         ]
-    return Chain("forward", tuple(rules), Hook("filter", FORWARD, MANGLE))
+    return Chain("opening", tuple(rules))
 
 
 def _established(domain: Domain) -> Iterator[Expressions]:

@@ -265,7 +265,7 @@ def own_errors(domain: Domain) -> list[Chain]:
         for names in (Names.of(network.name) for network in domain.networks)
     ]
     rules = tuple(
-        (*e.oifname(network.uplink), *error, *e.jump(Names.of(network.name).own_error))
+        (*error, *e.oifname(network.uplink), *e.jump(Names.of(network.name).own_error))
         for network in domain.networks
     )
     tunnel = _untracked_tunnel(domain, e.SOURCE_ADDRESS)

@@ -75,6 +75,7 @@ class Ruleset:
             *prerouting.zones(domain),
             *learning.to_clients(domain),
             forwarding.mss_clamp(domain),
+            forwarding.opening(domain),
             forwarding.forward(domain),
             *prerouting.own_errors(domain),
             *prerouting.port_forwards(domain),
