@@ -12,6 +12,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from ipaddress import IPv4Address
 
 from apagent.core.engine import Engine
@@ -35,6 +36,8 @@ from apagent.upkeep import Clockwork, Upkeep
 
 log = logging.getLogger(__name__)
 
+RELIST_S = 1.0
+"""When a table is read again that the kernel has refused to tell after events were lost."""
 COLLECT_INTERVAL_S = 1.0
 """How often the kernel is made to end expired flows, so that their sessions end everywhere."""
 COLLECT_SHARE = 0.002
@@ -142,7 +145,7 @@ class Agent:
             events = self._flows.read()
         except EventsLost as lost:
             self._note_loss("conntrack", lost)
-            self._guarded(self._list_flows)
+            self._until_told(self._list_flows)
         except KernelFault as fault:
             log.error("reading conntrack events: %s", fault)  # noqa: TRY400 - the text says it all
         for event in events:
@@ -154,25 +157,34 @@ class Agent:
 
     def _read_clients(self) -> None:
         try:
-            events: Iterable[Event] = self._clients.read()
+            for event in self._clients.read():
+                self._shell.emit(event)
         except EventsLost as lost:
             self._note_loss("bridge and neighbour", lost)
-            events = self._list_clients()
-        for event in events:
-            self._shell.emit(event)
+            self._until_told(self._list_clients)
 
     def _find_interfaces(self) -> None:
         if self._clients.find_interfaces():
             log.info("a client interface is there anew; looking for its clients")
-            for event in self._list_clients():
-                self._shell.emit(event)
+            self._until_told(self._list_clients)
 
-    def _list_clients(self) -> list[ClientSeen | ClientAged]:
+    def _until_told(self, read_table: Callable[[], None]) -> None:
+        """Read a whole table, and again as long as the kernel refuses: no event will tell it."""
+        try:
+            read_table()
+        except KernelFault as fault:
+            log.error("reading the whole table: %s; trying again", fault)  # noqa: TRY400 - no trace
+            again = partial(self._until_told, read_table)
+            asyncio.get_running_loop().call_later(RELIST_S, again)
+
+    def _list_clients(self) -> None:
         """Who is here, and who of those that we serve isn't any more, whatever we have missed."""
         sightings = self._clients.dump()
         me, tables = self._engine.me, self._engine.clients.items()
         ours = {(name, c.claim.mac) for name, table in tables for c in table if c.claim.ap == me}
-        return [*sightings, *_aged(ours, sightings)]
+        events: list[Event] = [*sightings, *_aged(ours, sightings)]
+        for event in events:
+            self._shell.emit(event)
 
     def _peer_sessions(self) -> int:
         tables = (table for each in self._engine.sessions.values() for table in each.all())

@@ -136,15 +136,18 @@ class Upkeep:
             return
         doubts, self._doubts = self._doubts, Doubt(0)
         began, repairs = self._clockwork.now(), self._reconciler.repairs
-        if Doubt.INTERFACES in doubts:
-            self._attempt(self._interfaces_changed)
-        self._reconciler.check(session_maps=Doubt.TABLE in doubts)
-        now = self._clockwork.now()
-        if self._reconciler.repairs > repairs:
-            self._repaired.append(now)
-        self._not_before = now + max(PAUSE_S, (now - began) / SHARE)
-        self._planned = False
-        self.doubt(Doubt(0))
+        try:
+            if Doubt.INTERFACES in doubts:
+                self._attempt(self._interfaces_changed)
+            self._reconciler.check(session_maps=Doubt.TABLE in doubts)
+        finally:
+            # Also after an error of ours: it must not be the last check.
+            now = self._clockwork.now()
+            if self._reconciler.repairs > repairs:
+                self._repaired.append(now)
+            self._not_before = now + max(PAUSE_S, (now - began) / SHARE)
+            self._planned = False
+            self.doubt(Doubt(0))
 
     @staticmethod
     def _attempt(action: Callable[[], None]) -> None:

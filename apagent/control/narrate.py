@@ -8,7 +8,16 @@ from ipaddress import IPv4Address
 from apagent.control.views import AgentEventView
 from apagent.core.effects import Effect, NoteAnchor, NotePeer, NoteRoam, NoteSync, Publish
 from apagent.core.events import Event, PeerDelta
-from apagent.core.model import ApId, Flow, NetworkName, SessionChanges
+from apagent.core.model import (
+    ESTABLISHED,
+    STATE,
+    ApId,
+    Flow,
+    Nat,
+    NetworkName,
+    SessionChanges,
+    is_standing,
+)
 from apagent.shell import describe_anchor, describe_peer, describe_roam, describe_sync
 
 
@@ -32,7 +41,7 @@ def note_events(effects: list[Effect], now: float) -> Iterator[AgentEventView]:
 def flow_events(
     event: Event, effects: list[Effect], me: ApId, now: float
 ) -> Iterator[AgentEventView]:
-    """Flows that opened and closed, one view each: as peers feed them, and as we publish ours."""
+    """What has become of flows, one view each: as peers feed it, and as we publish ours."""
     if isinstance(event, PeerDelta):
         yield from _flows(event.tables, event.peer, now)
     for effect in effects:
@@ -60,13 +69,21 @@ def _flows(
 ) -> Iterator[AgentEventView]:
     for network, changes in tables.items():
         for key, nat in changes.items():
-            flow = Flow.of(key)
-            kind = "flow-closed" if nat is None else "flow-opened"
-            verb = "closed" if nat is None else "opened"
+            if is_standing(key):
+                continue
+            flow, verb = Flow.of(key), _happened(nat)
             fields = {
                 "network": str(network),
                 "client": str(IPv4Address(key[:4])),
                 "flow": str(flow),
                 "anchor": str(anchor),
             }
-            yield AgentEventView(now, kind, f"flow {verb} at {anchor}: {flow}", fields)
+            text = f"flow {verb} at {anchor}: {flow}"
+            yield AgentEventView(now, f"flow-{verb}", text, fields)
+
+
+def _happened(nat: Nat | None) -> str:
+    """What a change of a session says of its flow."""
+    if nat is None:
+        return "closed"
+    return "established" if nat[STATE] & ESTABLISHED else "opened"

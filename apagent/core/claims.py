@@ -95,13 +95,18 @@ class Claims:
         self.claim_provisionally(event.network, {event.mac: addresses})
 
     def confirm(self) -> None:
-        """Make real what was claimed provisionally and still stands, above all that was heard."""
+        """Make real what was claimed provisionally and still stands: nobody claims it otherwise.
+
+        At the highest generation heard, which is one below what an AP says that sees such a client
+        at this very moment: it may have left us unnoticed while no agent ran here.
+        """
+        generation = max(1, self.clock)
         for clients in self.clients.values():
             for client in tuple(clients):
                 claim = client.claim
                 if claim.ap == self._me and claim.generation == 0:
                     held = clients.addresses(client)
-                    real = Claim(claim.network, claim.mac, self._me, self.clock + 1, held)
+                    real = Claim(claim.network, claim.mac, self._me, generation, held)
                     self._claim(real, Source.NEIGHBOUR)
 
     def hear(self, event: PeerSnapshot | PeerDelta) -> None:
@@ -116,14 +121,23 @@ class Claims:
                     self._merge(claim, "peer")
 
     def release_silent(self, network: NetworkName) -> None:
-        """Release the clients that have gone: aged by the bridge, and no session left anywhere."""
-        clients = self.clients[network]
-        for mac in tuple(clients.aged):
-            client = clients.get(mac)
-            if client is not None and not self._is_needed(client):
-                self._claim(
-                    Claim(network, mac, self._me, self.clock + 1, released=True), Source.FDB
-                )
+        """Release the clients that have gone: aged by the bridge, and no session left anywhere.
+
+        Looks at those alone whose sessions have ended since the last call: a busy AP has hundreds
+        that sleep, and many batches a second.
+        """
+        silenced = self._sessions[network].silenced
+        for address in sorted(silenced) if self.clients[network].aged else ():
+            for client in self.clients[network].named(IPv4Address(address)):
+                self.release_if_silent(network, client.claim.mac)
+        silenced.clear()
+
+    def release_if_silent(self, network: NetworkName, mac: Mac) -> None:
+        """Release this client if it has gone."""
+        client = self.clients[network].get(mac)
+        if client is None or mac not in self.clients[network].aged or self._is_needed(client):
+            return
+        self._claim(Claim(network, mac, self._me, self.clock + 1, released=True), Source.FDB)
 
     def flows_of(self, client: Client) -> dict[ApId, int]:
         """Live sessions of a client by anchor."""
@@ -156,6 +170,7 @@ class Claims:
         for address, owner in owners.items():
             if owner not in (None, client) and clients.owner(address) is client:
                 self._end_flows_of(claim.network, address)
+                self._sessions[claim.network].silenced.add(address.packed)
         if from_ap == self._me and wins.ap != self._me:
             self._has_left(wins, addresses)
         if from_ap != self._me and wins.ap == self._me and wins.generation:

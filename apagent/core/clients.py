@@ -120,6 +120,10 @@ class ClientTable:
         # Provisional claims of one AP may be equal.
         return max(clients, key=lambda c: (c.claim.precedence, c.claim.mac), default=None)
 
+    def named(self, address: IPv4Address) -> Iterator[Client]:
+        """The clients whose claims name this address."""
+        return (self._clients[mac] for mac in tuple(self._named.get(address, ())))
+
     def addresses(self, client: Client) -> frozenset[IPv4Address]:
         """The addresses that its claim names and that no other client has by now."""
         return frozenset(a for a in client.claim.addresses if self.owner(a) is client)

@@ -75,10 +75,6 @@ from apagent.core.model import (
 )
 from apagent.core.session_tables import SessionTables
 
-MAX_ADDRESSES = 16
-"""IPv4 addresses per client; beyond that the lowest are dropped for a new one."""
-MAX_ANNOUNCED = 64
-"""Clients elsewhere that a client is told of when it arrives; it asks for the others by ARP."""
 MAX_EARLY_SIGHTINGS = 65536
 """Sightings before we are in sync that are kept to be judged then."""
 
@@ -132,6 +128,7 @@ class Engine:
         """
         self.claims.now = now
         self._handle(event)
+        self._release_silent()
         self._effects += self.anchoring.settle(self.clock, in_sync=self.in_sync)
         self.claims.clock = max(self.clock, self.anchoring.anchors.clock)
         for name, tables in self.sessions.items():
@@ -208,7 +205,6 @@ class Engine:
         )
         if changes:
             self._tables_out[event.network] = changes
-            self._release_silent(event.network)
 
     @_handle.register
     def _(self, event: FlowsListed) -> None:
@@ -287,13 +283,11 @@ class Engine:
     def _(self, event: ClientAged) -> None:
         clients = self.clients[event.network]
         client = clients.get(event.mac)
-        if self._seen_early:
-            gone = event.network, event.mac
-            early = [seen for seen in self._seen_early if (seen.network, seen.mac) != gone]
-            self._seen_early = deque(early, MAX_EARLY_SIGHTINGS)
+        self._forget_sightings({(event.network, event.mac)})
         if client is not None and client.claim.ap == self.me:
             clients.aged[event.mac] = None
-            self._release_silent(event.network)
+            if self.in_sync:
+                self.claims.release_if_silent(event.network, event.mac)
 
     # --- peers
 
@@ -315,7 +309,6 @@ class Engine:
         for name, tables in self.sessions.items():
             if event.tables is not None:
                 tables.replace(event.peer, event.tables.get(name, {}))
-            self._release_silent(name)
         self.claims.hear(event)
         for clients in self.clients.values():
             clients.drop_adopted_routes(event.peer)
@@ -328,7 +321,9 @@ class Engine:
     def _(self, event: PeerDelta) -> None:
         for name, changes in event.tables.items():
             self.sessions[name].apply(event.peer, changes)
-            self._release_silent(name)
+        # The peer has seen them just now, so that what we had seen is from before.
+        news = (c for c in event.claims if not (c.released or c.outdone or c.withdrawn))
+        self._forget_sightings({(claim.network, claim.mac) for claim in news})
         self.claims.hear(event)
         if event.anchor is not None:
             self.anchoring.hear(event.peer, event.anchor)
@@ -366,9 +361,10 @@ class Engine:
             result[key] = stamped(nat, generations[address] if self._flows_listed else 0)
         return result
 
-    def _release_silent(self, network: NetworkName) -> None:
-        if self.in_sync:
-            self.claims.release_silent(network)
+    def _release_silent(self) -> None:
+        for name, tables in self.sessions.items():
+            if tables.silenced and self.in_sync:
+                self.claims.release_silent(name)
 
     # --- sync
 
@@ -381,10 +377,17 @@ class Engine:
         for sighting in self._seen_early:
             self.claims.see(sighting)
         self._seen_early.clear()
-        for name in self.clients:
-            self._release_silent(name)
+        for name, clients in self.clients.items():
+            for mac in tuple(clients.aged):
+                self.claims.release_if_silent(name, mac)
         missing = tuple(p for p, state in self.peers.items() if state is not PeerState.IN_SYNC)
         self._effects.append(NoteSync(missing))
+
+    def _forget_sightings(self, clients: Collection[tuple[NetworkName, Mac]]) -> None:
+        """What was seen of these clients before we are in sync proves nothing any more."""
+        if self._seen_early and clients:
+            early = [seen for seen in self._seen_early if (seen.network, seen.mac) not in clients]
+            self._seen_early = deque(early, MAX_EARLY_SIGHTINGS)
 
     def _set_peer(self, peer: ApId, state: PeerState, reason: str = "") -> None:
         self.anchoring.hears(peer, hears=state is PeerState.IN_SYNC)

@@ -118,6 +118,9 @@ class SessionTables:
         self.touched_sockets: dict[SocketKey, ApId | None] = {}
         self.touched_clients: dict[bytes, bool] = {}
         """Client addresses of which `is_mapped` may have changed -> what it was before."""
+        self.silenced: set[bytes] = set()
+        """Clients' addresses (4 bytes) that may have no session anywhere any more; whoever looks
+        into that clears it."""
         self.rules = AnchorRules()
         self.lost: set[FlowKey] = set()
         """Flows that we anchor and that another anchor has the better right to."""
@@ -295,11 +298,13 @@ class SessionTables:
             _decrement(self._standing[client], ap)
             if not self._standing[client]:
                 del self._standing[client]
+                self.silenced.add(client)
             self._unmap_client(ap, client)
         else:
             numbers = self._by_client[ap]
             _decrement(numbers, client)
             if client not in numbers:
+                self.silenced.add(client)
                 self._unmap_client(ap, client)
         if standing or key[PROTOCOL_OFFSET] == UDP:
             self._release_socket(ap, socket_of(key))

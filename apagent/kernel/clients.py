@@ -47,7 +47,7 @@ ClientEvent = ClientSeen | ClientAged
 class LinuxClientMonitor:
     """A `ClientMonitor` (apagent.kernel.port) on the current network namespace.
 
-    What `DataPath.forget_clients` deletes is reported as aged out too, which is true as far as the
+    What `DataPath.forget_client` deletes is reported as aged out too, which is true as far as the
     kernel knows and changes nothing for a client that is served elsewhere by then.
     """
 

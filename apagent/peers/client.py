@@ -116,7 +116,9 @@ class PeerSubscription:
             self._due_s = None
             call.add_done_callback(self._wake)
             try:
-                async for message in cast(AsyncIterable[pb.FeedMessage], call):
+                async for message in cast(AsyncIterable[pb.FeedMessage | None], call):
+                    if message is None:  # what gRPC makes of bytes that are no such message
+                        raise PeerFault(f"peer {self.follower.peer}: sent what is no feed message")
                     await self._tell(self.follower.take_untrusted(message))
                     if self.follower.in_sync:
                         self._backoff.reset()

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Callable
 
+import pytest
+
+from apagent import agent as agent_module
 from apagent.agent import Agent
 from apagent.core.engine import Engine
 from apagent.core.events import ClientSeen, PeerSnapshot, Source
 from apagent.core.feed import FeedContents, FeedLog
 from apagent.core.model import Claim, socket_of
+from apagent.errors import KernelFault
 from apagent.kernel.port import NetworkState
 from apagent.reconcile import Reconciler
 from apagent.shell import Shell
-from tests.domains import ANN, ANN_IP, AP2, AP3, BEN, BEN_IP, LAN, NAT, domain, udp
+from tests.domains import ANN, ANN_IP, AP1, AP2, AP3, BEN, BEN_IP, LAN, NAT, domain, udp
 from tests.fakes.kernel import (
     FakeClientMonitor,
     FakeDataPath,
@@ -117,6 +122,42 @@ def test_nor_does_one_stay_whose_ageing_was_lost() -> None:
     start.do(lose, lambda agent: agent._read_clients())
     left = {client.claim.mac for client in start.engine.clients[LAN]}
     assert left == {BEN}
+
+
+def refuse_once(monitor: FakeFlowMonitor | FakeClientMonitor) -> Callable[[], object]:
+    """A monitor's `dump` that the kernel refuses the first time."""
+    there = monitor.dump
+    answers = iter([KernelFault("the table changed while it was read", errno.EINTR)])
+
+    def dump() -> object:
+        for fault in answers:
+            raise fault
+        return there()
+
+    return dump
+
+
+def test_a_table_that_is_not_told_after_a_loss_is_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(agent_module, "RELIST_S", 0.0)
+    start = Start(NetworkState())
+
+    def lose(_: Agent) -> None:
+        in_sync(start)
+        start.flows.tables[LAN] = {udp(1): NAT}
+        start.clients.see(LAN, BEN)
+        start.clients.read()
+        for monitor in (start.flows, start.clients):
+            monkeypatch.setattr(monitor, "dump", refuse_once(monitor))
+            monitor.lose_events()
+
+    def nothing(_: Agent) -> None:
+        """Let the loop turn."""
+
+    start.do(lose, lambda agent: agent._read_flows(), lambda agent: agent._read_clients(), nothing)
+    assert start.engine.sessions[LAN].table(AP1).keys() == {udp(1)}
+    assert [client.claim.mac for client in start.engine.clients[LAN]] == [BEN]
 
 
 def test_a_flow_of_ours_is_no_peers() -> None:

@@ -7,6 +7,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
+from apagent.core.clients import Client
 from apagent.core.desired import Change
 from apagent.core.domain import Forward
 from apagent.core.effects import (
@@ -330,6 +331,40 @@ def test_a_silent_client_stays_while_it_has_a_session_anywhere() -> None:
     assert released.released
 
 
+def test_clients_that_sleep_are_not_looked_at_with_every_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    e = engine()
+    place_client(e, AP1)
+    e.step(FlowsChanged(LAN, {tcp(1): NAT}), 0.0)
+    e.step(ClientAged(LAN, ANN), 0.0)
+    looked: list[Mac] = []
+    is_needed = e.claims._is_needed
+
+    def look(client: Client) -> bool:
+        looked.append(client.claim.mac)
+        return is_needed(client)
+
+    monkeypatch.setattr(e.claims, "_is_needed", look)
+    e.step(FlowsChanged(LAN, {tcp(2, BEN_IP): NAT}), 0.0)
+    e.step(PeerDelta(AP2, 0, {LAN: {tcp(3, BEN_IP): NAT}}), 0.0)
+    e.step(PeerDelta(AP2, 0, {LAN: {tcp(3, BEN_IP): None}}), 0.0)
+    assert looked == []
+    e.step(FlowsChanged(LAN, {tcp(1): None}), 0.0)
+    assert looked == [ANN]
+
+
+def test_a_silent_client_that_has_lost_its_address_is_released_though_that_one_is_in_use() -> None:
+    e = engine()
+    place_client(e, AP1)
+    e.step(FlowsChanged(LAN, {tcp(1): NAT}), 0.0)
+    e.step(ClientAged(LAN, ANN), 0.0)
+    e.step(PeerDelta(AP2, 9, claims=(claim(AP2, 9, BEN, ANN_IP),)), 0.0)
+    e.step(FlowsChanged(LAN, {tcp(2): NAT}), 0.0)
+    assert e.clients[LAN].get(ANN) is None
+    assert e.clients[LAN].get(BEN) is not None
+
+
 def test_a_client_that_speaks_again_is_not_released() -> None:
     e = engine()
     place_client(e, AP1)
@@ -455,12 +490,42 @@ def test_what_an_earlier_run_left_stays_until_its_owner_speaks() -> None:
     assert delta.elsewhere == {BEN_IP: Change(BEN, None)}
 
 
-def test_a_restarted_agent_claims_its_clients_again_above_the_clock_of_its_peers() -> None:
+def test_a_restarted_agent_claims_its_clients_again_at_the_clock_of_its_peers() -> None:
     e = restarted()
     e.step(PeerSnapshot(AP2, 41), 0.0)
     effects = e.step(PeerSnapshot(AP3, 40), 0.0)
-    assert claims(effects) == [claim(AP1, 42)]
+    assert claims(effects) == [claim(AP1, 41)]
     assert not e.take_deltas()[LAN].neighbours
+
+
+@pytest.mark.parametrize("other", [AP2, ApId("ap0")])
+def test_what_a_restarted_agent_finds_yields_to_who_sees_the_client_at_that_moment(
+    other: ApId,
+) -> None:
+    e = restarted()
+    e.step(PeerSnapshot(AP2, 41), 0.0)
+    e.step(PeerSnapshot(AP3, 41), 0.0)
+    # Its peers have heard as much, and not yet what we have claimed by that.
+    client = e.clients[LAN]
+    assert client.merge(claim(other, 42), 0.0) is not None
+    assert at(e) == other
+
+
+def test_a_client_that_roams_before_we_are_in_sync_is_not_taken_back_by_an_older_sighting() -> None:
+    e = restarted()
+    e.step(PeerSnapshot(AP2, 40), 0.0)
+    e.step(seen(), 0.0)
+    e.step(PeerDelta(AP2, 41, claims=(claim(AP2, 41),)), 0.0)
+    assert not claims(e.step(PeerSnapshot(AP3, 40), 0.0))
+    assert at(e) == AP2
+
+
+def test_but_by_one_that_came_later() -> None:
+    e = restarted()
+    e.step(PeerSnapshot(AP2, 40), 0.0)
+    e.step(PeerDelta(AP2, 41, claims=(claim(AP2, 41),)), 0.0)
+    e.step(seen(), 0.0)
+    assert claims(e.step(PeerSnapshot(AP3, 40), 0.0)) == [claim(AP1, 42)]
 
 
 def test_a_client_that_left_during_the_restart_is_given_up() -> None:
@@ -493,7 +558,7 @@ def test_a_client_that_the_bridge_had_forgotten_at_the_start_is_released_at_sync
     assert not claims(e.step(ClientAged(LAN, ANN), 0.0))
     e.step(PeerSnapshot(AP2, 7), 0.0)
     said = claims(e.step(PeerSnapshot(AP3, 3), 0.0))
-    assert said[-1] == Claim(LAN, ANN, AP1, 9, released=True)
+    assert said[-1] == Claim(LAN, ANN, AP1, 8, released=True)
 
 
 def test_what_the_bridge_held_at_the_start_is_no_proof() -> None:

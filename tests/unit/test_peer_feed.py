@@ -510,6 +510,31 @@ def test_no_status_of_a_peer_ends_the_subscription(status: grpc.StatusCode) -> N
     assert isinstance(events[-1], PeerDisconnected)
 
 
+def test_bytes_that_are_no_message_break_the_feed_and_no_more() -> None:
+    async def noise(_request: bytes, _context: Any) -> AsyncIterator[bytes]:
+        yield b"\xff\xff\xff\xff"
+        await asyncio.Event().wait()
+
+    async def main() -> None:
+        server = grpc.aio.server()
+        watch = grpc.unary_stream_rpc_method_handler(noise)
+        handler = grpc.method_handlers_generic_handler("apagent.v1.PeerFeed", {"Watch": watch})
+        server.add_generic_rpc_handlers((handler,))
+        port = server.add_insecure_port(f"{LOOPBACK}:0")
+        await server.start()
+        try:
+            async with running(port) as subscriber:
+                async with asyncio.timeout(PATIENCE_S):
+                    while not subscriber.feed.reason:  # noqa: ASYNC110 - it tells nobody
+                        await asyncio.sleep(0.01)
+                await subscriber.subscription.check()
+                assert subscriber.feed.reason == "peer ap2: sent what is no feed message"
+        finally:
+            await server.stop(None)
+
+    asyncio.run(main())
+
+
 def test_a_snapshot_is_bounded() -> None:
     parts = SnapshotParts(PEER, 1, 1, max_sessions=2)
     parts.add_untrusted(1, 1, Statements({LAN: {key(1): NAT, key(2): NAT}}, ()))

@@ -199,6 +199,19 @@ def test_a_failed_look_keeps_no_check_from_being_made(setting: Setting) -> None:
     assert setting.checks == [False]
 
 
+def test_an_error_of_ours_in_a_check_is_not_the_end_of_checks(setting: Setting) -> None:
+    def fail() -> None:
+        raise ValueError("what nobody has thought of")
+
+    setting.upkeep._interfaces_changed = fail
+    setting.happens(Doubt.INTERFACES)
+    with pytest.raises(ValueError, match="nobody"):
+        setting.time.pass_s(1)
+    setting.happens(Doubt.ROUTING)
+    setting.time.pass_s(1)
+    assert setting.checks == [False]
+
+
 def test_nothing_happens_after_the_end(setting: Setting) -> None:
     setting.upkeep.start()
     setting.upkeep.doubt(Doubt.ROUTING)
