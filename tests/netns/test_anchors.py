@@ -28,8 +28,9 @@ from tests.netns.sockets import Connection, ask_source, connection, udp_socket
 
 pytestmark = pytest.mark.netns
 
-GONE_S = 2.0
-"""How long an ended flow's session may stay, its conntrack timeout not counted."""
+GONE_S = 8.0
+"""How long an ended flow's session may stay, its conntrack timeout not counted: tables of 262,144
+buckets are looked through every five seconds (COLLECT_SHARE)."""
 CONNTRACK_TIMEOUT_S = 1
 _TIMEOUTS = ("tcp_timeout_time_wait", "tcp_timeout_close", "tcp_timeout_last_ack", "icmp_timeout")
 _UDP_TIMEOUTS = ("udp_timeout", "udp_timeout_stream")
