@@ -6,7 +6,7 @@ Installed state is a function of desired state: `wanted` computes it from tables
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import Generic, NamedTuple, TypeVar
@@ -131,16 +131,8 @@ def drain_changes(
         addresses=_differences(before.addresses, after.addresses),
         sources=_differences(before.sources, after.sources),
     )
-    delta.flows = {
-        key: Change(before_, now)
-        for key, before_ in sessions.touched_flows.items()
-        if (now := sessions.anchor(key)) != before_
-    }
-    delta.sockets = {
-        socket: Change(before_, now)
-        for socket, before_ in sessions.touched_sockets.items()
-        if (now := sessions.socket_anchor(socket)) != before_
-    }
+    delta.flows = _changed(sessions.flow_changes())
+    delta.sockets = _changed(sessions.socket_changes())
     for address, old in clients.touched.items():
         new = clients.place(address)
         _put(delta.neighbours, address, old.neighbour, new.neighbour)
@@ -176,6 +168,18 @@ def _home_changes(
 def _home(place: Place, is_mapped: bool, anchors: AnchorState) -> Mac | None:  # noqa: FBT001 - private
     """The client, if it is here for certain and no map leads its packets to another AP."""
     return None if is_mapped or ANY_ANCHOR in anchors.diverted else place.known
+
+
+def _changed(changes: Iterable[tuple[K, V | None, V | None]]) -> dict[K, Change[V]]:
+    """There are thousands of flows and few anchors, so that changes are shared."""
+    made: dict[tuple[V | None, V | None], Change[V]] = {}
+    changed: dict[K, Change[V]] = {}
+    for key, old, new in changes:
+        change = made.get((old, new))
+        if change is None:
+            change = made[old, new] = Change(old, new)
+        changed[key] = change
+    return changed
 
 
 def difference(actual: NetworkState, should: NetworkState) -> NetworkDelta:

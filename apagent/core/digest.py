@@ -21,14 +21,24 @@ from hashlib import blake2b
 from typing import NamedTuple
 from zlib import crc32
 
-from apagent.core.model import NAT_PARTS, UNKNOWN_NAT, FlowKey, Nat, NetworkName
+from apagent.core.model import (
+    NAT_PARTS,
+    UNKNOWN_NAT,
+    FlowKey,
+    Nat,
+    NetworkName,
+    SessionChanges,
+    Sessions,
+)
 
 BUCKETS = 4096
 """Buckets of a table, a power of two. By folding, it also has any smaller power of two of them."""
 
+_MASK = BUCKETS - 1
 _MODULUS = (1 << 61) - 1
 _CHECKSUM_DIGITS = 12
-_HASH_SIZE = 16
+_EMPTY_HASH = blake2b(digest_size=16)
+"""Copying it takes a third less time than making one for each session."""
 _HALVES: Callable[[bytes], tuple[int, int]] = struct.Struct("<QQ").unpack
 _PARTS: Callable[[bytes], tuple[bytes, int, bytes]] = NAT_PARTS.unpack
 
@@ -52,17 +62,20 @@ class TableDigest:
         self._sessions = [0] * BUCKETS
         self._generations = [0] * BUCKETS
 
-    def change(self, key: FlowKey, old: Nat | None, new: Nat | None) -> None:
-        """Note that the translation of a flow was `old` and is `new`; None: it has no session."""
-        bucket = crc32(key) & (BUCKETS - 1)
-        if old is not None:
-            session, generation = _hashes(key, old)
-            self._sessions[bucket] -= session
-            self._generations[bucket] -= generation
-        if new is not None:
-            session, generation = _hashes(key, new)
-            self._sessions[bucket] += session
-            self._generations[bucket] += generation
+    def follow(self, table: Sessions, changes: SessionChanges) -> None:
+        """Note a batch of changes that are about to be made to `table`; None: a flow has ended."""
+        sessions, generations = self._sessions, self._generations
+        known = table.get
+        for key, new in changes.items():
+            bucket = crc32(key) & _MASK
+            if (old := known(key)) is not None:
+                session, generation = _hashes(key, old)
+                sessions[bucket] -= session
+                generations[bucket] -= generation
+            if new is not None:
+                session, generation = _hashes(key, new)
+                sessions[bucket] += session
+                generations[bucket] += generation
 
     def folded(self, count: int) -> tuple[list[int], list[int]]:
         """Sums of hashes and of generations, for `count` buckets (a power of two)."""
@@ -119,7 +132,7 @@ def digest_of(sessions: Iterable[tuple[FlowKey, Nat]]) -> TableDigest:
     """The digest of a table with these sessions."""
     digest = TableDigest()
     for key, nat in sessions:
-        digest.change(key, None, nat)
+        digest.follow({}, {key: nat})
     return digest
 
 
@@ -132,7 +145,8 @@ def _hashes(key: FlowKey, nat: Nat) -> tuple[int, int]:
     if nat == UNKNOWN_NAT:
         return crc32(key) + 1, 0
     translation, generation, state = _PARTS(nat)
-    hashed = blake2b(key + translation + state, digest_size=_HASH_SIZE)
+    hashed = _EMPTY_HASH.copy()
+    hashed.update(key + translation + state)
     session, factor = _HALVES(hashed.digest())
     return session, factor * generation
 

@@ -55,6 +55,7 @@ from apagent.core.model import (
     MAX_GENERATION,
     NAT_ADDRESS,
     PROTOCOL_OFFSET,
+    STATE,
     TRANSLATION,
     UDP,
     UNKNOWN_NAT,
@@ -68,7 +69,7 @@ from apagent.core.model import (
     Sessions,
     SocketKey,
     advanced,
-    client_of,
+    packed_generation,
     socket_of,
     stamped,
     standing_of,
@@ -344,22 +345,30 @@ class Engine:
         What the first listing finds is older than any claim. What opens while we don't serve its
         client for certain may be some peer's: it yields to whoever has it too.
         """
-        own, clients = self.sessions[network].table(self.me), self.clients[network]
+        own = self.sessions[network].table(self.me)
         if not (own or self._flows_listed):
             return {key: nat and stamped(nat, 0) for key, nat in changes.items()}
-        generations: dict[bytes, int] = {}
+        opened: dict[bytes, bytes] = {}
+        """Client -> the generation of what it opens now."""
         result: dict[FlowKey, Nat | None] = {}
         for key, nat in changes.items():
             known = own.get(key)
             if nat is None or (known and known[TRANSLATION] == nat[TRANSLATION]):
                 result[key] = nat and known and advanced(known, nat)
                 continue
-            address = client_of(key)
-            if address not in generations:
-                owner = clients.owner(IPv4Address(address))
-                generations[address] = (owner.claim.generation if owner else 0) or MAX_GENERATION
-            result[key] = stamped(nat, generations[address] if self._flows_listed else 0)
+            address = key[:4]
+            when = opened.get(address)
+            if when is None:
+                when = opened[address] = packed_generation(self._generation_of(network, address))
+            result[key] = Nat(nat[TRANSLATION] + when + nat[STATE:])
         return result
+
+    def _generation_of(self, network: NetworkName, client: bytes) -> int:
+        """Under which claim the client (4 bytes) opens flows here."""
+        if not self._flows_listed:
+            return 0
+        owner = self.clients[network].owner(IPv4Address(client))
+        return (owner.claim.generation if owner else 0) or MAX_GENERATION
 
     def _release_silent(self) -> None:
         for name, tables in self.sessions.items():

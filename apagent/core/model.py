@@ -44,7 +44,8 @@ PROTOCOL_NUMBERS = {name: number for number, name in PROTOCOL_NAMES.items()}
 
 _FLOW = struct.Struct(">IIBHH")
 _NAT = struct.Struct(">IHIB")
-_ANY_REMOTE = bytes(4)
+ANY_REMOTE = bytes(4)
+"""The remote of a standing session."""
 TRANSLATION = slice(0, 6)
 """Address and port in a `Nat`."""
 NAT_ADDRESS = slice(0, 4)
@@ -135,13 +136,17 @@ def is_standing(key: FlowKey) -> bool:
 
     A port forward is such a session. It lives as long as it is configured at its anchor.
     """
-    return key[4:8] == _ANY_REMOTE
+    return key[4:8] == ANY_REMOTE
 
 
 def stamped(nat: Nat, generation: int) -> Nat:
     """`nat` with another generation."""
-    when = min(generation, MAX_GENERATION).to_bytes(4, "big")
-    return Nat(nat[TRANSLATION] + when + nat[STATE:])
+    return Nat(nat[TRANSLATION] + packed_generation(generation) + nat[STATE:])
+
+
+def packed_generation(generation: int) -> bytes:
+    """A generation as it stands in a `Nat`."""
+    return min(generation, MAX_GENERATION).to_bytes(4, "big")
 
 
 def advanced(known: Nat, news: Nat) -> Nat:
@@ -156,7 +161,7 @@ def socket_of(key: FlowKey) -> SocketKey:
 
 def standing_of(socket: SocketKey) -> FlowKey:
     """The standing session of a client's socket."""
-    return FlowKey(socket[:4] + _ANY_REMOTE + socket[4:] + bytes(2))
+    return FlowKey(socket[:4] + ANY_REMOTE + socket[4:] + bytes(2))
 
 
 SessionChanges = Mapping[FlowKey, Nat | None]

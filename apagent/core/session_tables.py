@@ -16,12 +16,15 @@ Two rules, the same on every AP, decide where tables overlap:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Generic, TypeVar
 
 from apagent.core.digest import TableDigest
 from apagent.core.model import (
+    ANY_REMOTE,
     GENERATION,
     NAT_ADDRESS,
     PROTOCOL_OFFSET,
@@ -38,6 +41,13 @@ from apagent.core.model import (
 )
 
 _K = TypeVar("_K")
+
+_CLIENT: Callable[[FlowKey], bytes] = itemgetter(slice(0, 4))
+"""`client_of` that takes no call of Python."""
+
+
+def _is_udp(key: FlowKey) -> bool:
+    return key[PROTOCOL_OFFSET] == UDP
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +89,17 @@ class _Holders(Generic[_K]):
         if shared:
             self.shared.add(key)
 
+    def add_alone(self, ap: ApId, keys: Iterable[_K]) -> None:
+        """`ap` has these keys now, which nobody had."""
+        if ap != self._me:
+            self.peer.update(dict.fromkeys(keys, ap))
+
+    def remove_alone(self, ap: ApId, keys: Iterable[_K]) -> None:
+        """`ap` has these keys no more, nor has anybody else."""
+        if ap != self._me:
+            for key in keys:
+                del self.peer[key]
+
     def remove(self, ap: ApId, key: _K) -> None:
         """`ap` has it no more, nor does its table hold it."""
         if key not in self.shared:
@@ -107,7 +128,7 @@ class SessionTables:
         self._tables: dict[ApId, dict[FlowKey, Nat]] = {ap: {} for ap in sorted({me, *peers})}
         self._digests = {ap: TableDigest() for ap in self._tables}
         self._sockets: dict[ApId, dict[SocketKey, int]] = {ap: {} for ap in self._tables}
-        self._by_client: dict[ApId, dict[bytes, int]] = {ap: {} for ap in self._tables}
+        self._by_client: dict[ApId, Counter[bytes]] = {ap: Counter() for ap in self._tables}
         self._holders = _Holders(me, self._tables)
         self._socket_holders = _Holders(me, self._sockets)
         self._standing: dict[bytes, dict[ApId, int]] = {}
@@ -138,26 +159,89 @@ class SessionTables:
         return iter(self._tables.items())
 
     def apply(self, ap: ApId, changes: SessionChanges) -> dict[FlowKey, Nat | None]:
-        """Apply a batch to the table of `ap`; returns what really changed."""
-        table, note = self._tables[ap], self._digests[ap].change
-        shared = self._holders.shared
-        effective: dict[FlowKey, Nat | None] = {}
-        for key, nat in changes.items():
-            old = table.get(key)
-            if old == nat:
-                continue
-            effective[key] = nat
-            note(key, old, nat)
+        """Apply a batch to the table of `ap`; returns what really changed.
+
+        Flows that `ap` alone has are opened and closed all at once; the others one by one.
+        """
+        table = self._tables[ap]
+        effective = {key: nat for key, nat in changes.items() if table.get(key) != nat}
+        self._digests[ap].follow(table, effective)
+        opened, closed, rest = self._sorted(ap, effective)
+        self._open_alone(ap, opened)
+        self._close_alone(ap, closed)
+        for key, nat in rest.items():
             if nat is None:
                 self._close(ap, key)
-            elif old is None:
+            elif key not in table:
                 self._open(ap, key, nat)
             else:
-                if key in shared:
+                if key in self._holders.shared:
                     self._touch_flow(ap, key)
                 table[key] = nat
         self._find_lost(ap, effective)
         return effective
+
+    def _sorted(
+        self, ap: ApId, changes: SessionChanges
+    ) -> tuple[dict[FlowKey, Nat], list[FlowKey], dict[FlowKey, Nat | None]]:
+        """The flows that nobody has yet, those of `ap` alone that end, and the rest."""
+        table, own = self._tables[ap], self._tables[self._me]
+        peer, shared = self._holders.peer, self._holders.shared
+        opened: dict[FlowKey, Nat] = {}
+        closed: list[FlowKey] = []
+        rest: dict[FlowKey, Nat | None] = {}
+        for key, nat in changes.items():
+            if key[4:8] == ANY_REMOTE:
+                rest[key] = nat
+            elif nat is None:
+                if key in shared:
+                    rest[key] = None
+                else:
+                    closed.append(key)
+            elif key in table or key in peer or key in own:
+                rest[key] = nat
+            else:
+                opened[key] = nat
+        return opened, closed, rest
+
+    def _open_alone(self, ap: ApId, opened: Sessions) -> None:
+        """`_open` for many flows that nobody has, and none of which is standing."""
+        self._note(self.touched_flows, ap, opened, None)
+        self._tables[ap].update(opened)
+        self._holders.add_alone(ap, opened)
+        clients = self._by_client[ap]
+        opened_by = Counter(map(_CLIENT, opened))
+        for client in opened_by:
+            if client not in clients:
+                self._map_client(ap, client)
+        clients.update(opened_by)
+        self._hold_sockets(ap, map(socket_of, filter(_is_udp, opened)))
+
+    def _close_alone(self, ap: ApId, closed: Collection[FlowKey]) -> None:
+        """`_close` for many flows that `ap` alone has, and none of which is standing."""
+        self._note(self.touched_flows, ap, closed, ap)
+        table, clients = self._tables[ap], self._by_client[ap]
+        for key in closed:
+            del table[key]
+            client = key[:4]
+            _decrement(clients, client)
+            if client not in clients:
+                self.silenced.add(client)
+                self._unmap_client(ap, client)
+        self._holders.remove_alone(ap, closed)
+        for key in filter(_is_udp, closed):
+            self._release_socket(ap, socket_of(key))
+
+    def _note(
+        self, touched: dict[_K, ApId | None], ap: ApId, keys: Iterable[_K], before: ApId | None
+    ) -> None:
+        """Note in `touched` who had keys that nobody has but `ap`.
+
+        What we alone have is in no map, before or after, unless our own flows are exposed.
+        """
+        if ap != self._me or self.rules.exposed:
+            for key in keys:
+                touched.setdefault(key, before)
 
     def replace(self, ap: ApId, sessions: Sessions) -> dict[FlowKey, Nat | None]:
         """Make the table of `ap` equal to `sessions`; returns the difference that was applied."""
@@ -195,6 +279,15 @@ class SessionTables:
             return self._unless_ours(self._me)
         held = [ap for ap, sockets in self._sockets.items() if socket in sockets]
         return min(held, key=self.rules.dead.__contains__)
+
+    def flow_changes(self) -> Iterator[tuple[FlowKey, ApId | None, ApId | None]]:
+        """The flows whose anchor has changed: who it was, and who it is now."""
+        return _changes(self.touched_flows, self._holders, self.anchor, exposed=self.rules.exposed)
+
+    def socket_changes(self) -> Iterator[tuple[SocketKey, ApId | None, ApId | None]]:
+        """The sockets whose anchor has changed: who it was, and who it is now."""
+        holders, exposed = self._socket_holders, self.rules.exposed
+        return _changes(self.touched_sockets, holders, self.socket_anchor, exposed=exposed)
 
     def judge_by(self, rules: AnchorRules) -> None:
         """Judge by other rules from now on."""
@@ -282,10 +375,9 @@ class SessionTables:
             self._map_client(ap, client)
         else:
             numbers = self._by_client[ap]
-            number = numbers.get(client, 0)
-            if not number:
+            if client not in numbers:
                 self._map_client(ap, client)
-            numbers[client] = number + 1
+            numbers[client] += 1
         if standing or key[PROTOCOL_OFFSET] == UDP:
             self._hold_socket(ap, socket_of(key))
 
@@ -328,6 +420,21 @@ class SessionTables:
             self._socket_holders.add(ap, socket)
         sockets[socket] = count + 1
 
+    def _hold_sockets(self, ap: ApId, sockets: Iterable[SocketKey]) -> None:
+        """`_hold_socket` for many: those that nobody has are noted all at once."""
+        held, own, peer = self._sockets[ap], self._sockets[self._me], self._socket_holders.peer
+        alone: list[SocketKey] = []
+        for socket in sockets:
+            if socket in held:
+                held[socket] += 1
+            elif socket in peer or socket in own:
+                self._hold_socket(ap, socket)
+            else:
+                alone.append(socket)
+                held[socket] = 1
+        self._note(self.touched_sockets, ap, alone, None)
+        self._socket_holders.add_alone(ap, alone)
+
     def _release_socket(self, ap: ApId, socket: SocketKey) -> None:
         sockets = self._sockets[ap]
         if sockets[socket] > 1:
@@ -369,6 +476,21 @@ class SessionTables:
             return
         if ap != self._me or self.rules.exposed or socket in self._socket_holders.peer:
             self.touched_sockets[socket] = self.socket_anchor(socket)
+
+
+def _changes(
+    touched: Mapping[_K, ApId | None],
+    holders: _Holders[_K],
+    anchor: Callable[[_K], ApId | None],
+    *,
+    exposed: bool,
+) -> Iterator[tuple[_K, ApId | None, ApId | None]]:
+    """Those of the touched whose anchor is another one: nearly all have one peer's or none."""
+    peer, shared = holders.peer, holders.shared
+    for key, before in touched.items():
+        now = anchor(key) if exposed or key in shared else peer.get(key)
+        if now != before:
+            yield key, before, now
 
 
 def _decrement(counts: dict[_K, int], key: _K) -> None:

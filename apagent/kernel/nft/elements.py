@@ -11,7 +11,6 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from ipaddress import IPv4Address
-from itertools import islice
 from typing import NamedTuple
 
 from pyroute2.netlink.nfnetlink.nftsocket import NFT_MSG_DELSETELEM, NFT_MSG_NEWSETELEM
@@ -38,6 +37,7 @@ _HEAD = struct.Struct("=HHHHHH")
 """Element, its key, the key's value: length and type of each."""
 _DATA = struct.Struct("=HHHH4s")
 """The data, its value: length and type of each; and four bytes of value."""
+_FLOW_PARTS, _PADDED_FLOW = struct.Struct("9s2s2s"), struct.Struct("9s3x2s2x2s2x")
 _LENGTH = struct.Struct("=H")
 _LIST_HEAD = struct.Struct("=HH")
 
@@ -53,9 +53,24 @@ class ElementChange(NamedTuple):
     """The packed new data (empty for a set's element); None: no new element."""
 
 
+class ElementChanges(NamedTuple):
+    """The same way for many elements of a set."""
+
+    set: str
+    keys: Sequence[bytes]
+    deleted: bool
+    data: bytes | None
+
+
 def pack_flow(key: FlowKey) -> bytes:
     """Client, remote, protocol, client port, remote port: 20 bytes."""
     return b"%b\0\0\0%b\0\0%b\0\0" % (key[:9], key[9:11], key[11:])
+
+
+def pack_flows(keys: Iterable[FlowKey]) -> list[bytes]:
+    """`pack_flow` of many."""
+    pack = _PADDED_FLOW.pack
+    return [pack(*parts) for parts in _FLOW_PARTS.iter_unpack(b"".join(keys))]
 
 
 def unpack_flow(key: bytes) -> FlowKey:
@@ -116,20 +131,21 @@ def pack_data(value: bytes) -> bytes:
     return _DATA.pack(12, _ELEMENT_DATA | NESTED, 8, _DATA_VALUE, value)
 
 
-def transactions(table: str, changes: Iterable[ElementChange]) -> Iterator[list[Message]]:
+def transactions(
+    table: str, changes: Iterable[ElementChange | ElementChanges]
+) -> Iterator[list[Message]]:
     """The changes as messages, a transaction at a time.
 
     A changed value is deleted and added in one transaction, so that no packet misses it.
     """
-    stream = iter(changes)
-    while batch := list(islice(stream, CHANGES_PER_TRANSACTION)):
+    for batch in _parts(changes):
         deleted: dict[str, list[bytes]] = {}
         added: dict[str, list[bytes]] = {}
-        for set_, key, was, data in batch:
+        for set_, keys, was, data in batch:
             if was:
-                deleted.setdefault(set_, []).append(_element(key, b""))
+                deleted.setdefault(set_, []).extend(_elements(keys, b""))
             if data is not None:
-                added.setdefault(set_, []).append(_element(key, data))
+                added.setdefault(set_, []).extend(_elements(keys, data))
         yield [
             message
             for command, flags, sets in (
@@ -141,6 +157,27 @@ def transactions(table: str, changes: Iterable[ElementChange]) -> Iterator[list[
         ]
 
 
+def _parts(changes: Iterable[ElementChange | ElementChanges]) -> Iterator[list[ElementChanges]]:
+    """Changes of `CHANGES_PER_TRANSACTION` elements at a time."""
+    part: list[ElementChanges] = []
+    room = CHANGES_PER_TRANSACTION
+    for change in changes:
+        set_, keys, deleted, data = (
+            change
+            if isinstance(change, ElementChanges)
+            else ElementChanges(change.set, (change.key,), change.deleted, change.data)
+        )
+        while keys:
+            some, keys = keys[:room], keys[room:]
+            part.append(ElementChanges(set_, some, deleted, data))
+            room -= len(some)
+            if not room:
+                yield part
+                part, room = [], CHANGES_PER_TRANSACTION
+    if part:
+        yield part
+
+
 def renewal(table: str, set_: str, keys: Iterable[bytes]) -> list[Message]:
     """Requests that give elements of a set their whole timeout, be they there or not.
 
@@ -148,7 +185,7 @@ def renewal(table: str, set_: str, keys: Iterable[bytes]) -> list[Message]:
     transaction costs the caller more than 10 ms, in which the kernel waits for all its processors
     (synchronize_rcu() in __nf_tables_abort()). So each is added, deleted and added.
     """
-    elements = [_element(key, b"") for key in keys]
+    elements = _elements(tuple(keys), b"")
     if not elements:
         return []
     add, delete = (NFT_MSG_NEWSETELEM, NLM_F_CREATE), (NFT_MSG_DELSETELEM, 0)
@@ -198,8 +235,12 @@ def _element_head(key_size: int, data_size: int) -> bytes:
     )
 
 
-def _element(key: bytes, data: bytes) -> bytes:
-    return _element_head(len(key), len(data)) + key + data
+def _elements(keys: Sequence[bytes], data: bytes) -> list[bytes]:
+    """Elements with keys of one size and the same data."""
+    if not keys:
+        return []
+    head = _element_head(len(keys[0]), len(data))
+    return [head + key + data for key in keys]
 
 
 def _messages(

@@ -26,10 +26,11 @@ from apagent.kernel.nft.elements import (
     SOCKET_SIZE,
     UPLINK_SIZE,
     ElementChange,
+    ElementChanges,
     pack_client,
     pack_data,
     pack_echo,
-    pack_flow,
+    pack_flows,
     pack_place,
     pack_socket,
     parse_elements,
@@ -66,6 +67,7 @@ from apagent.kernel.nft.sets import (
 from apagent.kernel.port import Change, Counters, NetworkDelta, NetworkState
 from apagent.kernel.wire import Message, Netlink
 
+K = TypeVar("K")
 V = TypeVar("V")
 
 _NETLINK_NETFILTER = 12
@@ -406,17 +408,26 @@ def _begun(domain: Domain, deltas: Mapping[NetworkName, NetworkDelta]) -> list[M
 
 def session_changes(
     names: Names, delta: NetworkDelta, data: Mapping[ApId, bytes]
-) -> Iterator[ElementChange]:
+) -> Iterator[ElementChange | ElementChanges]:
     """Elements of the maps of flows, echoes and sockets, and of sources."""
-    for flow, anchor in delta.flows.items():
-        new = None if anchor.new is None else data[anchor.new]
-        if flow[PROTOCOL_OFFSET] == ICMP:
-            yield ElementChange(names.echoes, pack_echo(flow), anchor.old is not None, new)
-        else:
-            yield ElementChange(names.flows, pack_flow(flow), anchor.old is not None, new)
-    for socket, anchor in delta.sockets.items():
-        new = None if anchor.new is None else data[anchor.new]
-        yield ElementChange(names.sockets, pack_socket(socket), anchor.old is not None, new)
+    for (old, new), keys in _by_change(delta.flows).items():
+        after = None if new is None else data[new]
+        echoes = [pack_echo(key) for key in keys if key[PROTOCOL_OFFSET] == ICMP]
+        flows = [key for key in keys if key[PROTOCOL_OFFSET] != ICMP] if echoes else keys
+        yield ElementChanges(names.echoes, echoes, old is not None, after)
+        yield ElementChanges(names.flows, pack_flows(flows), old is not None, after)
+    for (old, new), sockets in _by_change(delta.sockets).items():
+        after = None if new is None else data[new]
+        packed = [pack_socket(socket) for socket in sockets]
+        yield ElementChanges(names.sockets, packed, old is not None, after)
     for uplink, source in delta.sources.items():
-        new = None if source.new is None else pack_data(source.new.packed)
-        yield ElementChange(names.sources, interface_name(uplink), source.old is not None, new)
+        after = None if source.new is None else pack_data(source.new.packed)
+        yield ElementChange(names.sources, interface_name(uplink), source.old is not None, after)
+
+
+def _by_change(changes: Mapping[K, Change[ApId]]) -> dict[Change[ApId], list[K]]:
+    """The keys of each kind of change: many flows, few anchors."""
+    keys: dict[Change[ApId], list[K]] = {}
+    for key, change in changes.items():
+        keys.setdefault(change, []).append(key)
+    return keys
