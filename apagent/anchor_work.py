@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import islice
 
@@ -59,7 +59,9 @@ class AnchorWork:
         segment: AddressWatch,
         flows: FlowMonitor,
         kernel: DataPath,
+        spared: Callable[[], Collection[ApId]] = tuple,
     ) -> None:
+        """`spared` says on which peers nothing depends now: they are probed less often."""
         self._peers = tuple(peers)
         self._emit = emit
         self._later = later
@@ -68,6 +70,7 @@ class AnchorWork:
         self._segment = segment
         self._flows = flows
         self._kernel = kernel
+        self._spared = spared
         self._complaint = ""
         self._stopped = False
         self._stop_listening: Callable[[], object] = lambda: None
@@ -136,7 +139,7 @@ class AnchorWork:
         self._emit(ProbesAnswered(self._tunnel.answered(), self._uplinks.answered()))
 
     def _probe(self) -> None:
-        self._guarded(lambda: self._tunnel.probe(self._peers))
+        self._guarded(lambda: self._tunnel.probe(self._peers, self._spared()))
         self._guarded(self._uplinks.probe)
 
     # --- addresses

@@ -86,6 +86,7 @@ async def run(config: Config) -> None:
         segment=LinuxAddressWatch(network for network in domain.networks if network.takeover),
         flows=flows,
         kernel=kernel,
+        spared=engine.idle_peers,
     )
     shell.carry_further = work.carry_out
     agent = Agent(

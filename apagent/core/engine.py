@@ -180,6 +180,10 @@ class Engine:
         """The digests of the sessions that `ap` anchors, by network."""
         return {name: tables.digest(ap) for name, tables in self.sessions.items()}
 
+    def idle_peers(self) -> list[ApId]:
+        """Peers that anchor no flow: nothing that we know of ends with them."""
+        return [ap for ap in self.peers if not any(t.table(ap) for t in self.sessions.values())]
+
     def moved_away(self, network: NetworkName, flows: Collection[FlowKey]) -> set[FlowKey]:
         """Which flows of ours are translated to an address that another AP holds by now."""
         tables = self.sessions[network]

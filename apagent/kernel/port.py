@@ -10,7 +10,7 @@ or delete without asking first.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Flag, auto
 from ipaddress import IPv4Address
@@ -257,11 +257,11 @@ class ClientMonitor(Protocol):
 class TunnelProber(Protocol):
     """Whether the peers' kernels answer through the tunnel; their agents have no part in it."""
 
-    def probe(self, peers: Iterable[ApId]) -> None:
+    def probe(self, peers: Iterable[ApId], spared: Collection[ApId] = ()) -> None:
         """Send one probe to each, which is a round. What can't be sent counts as not answered.
 
-        Who has long answered every probe at once may be left out of every second round, but not of
-        two in a row.
+        Those that are `spared`, and have long answered every probe at once, may be left out of
+        every second round, but not of two in a row.
         Raises KernelFault if nothing can be sent to anybody: our own tunnel device is gone or down.
         """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from apagent.core.domain import Domain
 from apagent.core.model import ApId
@@ -16,9 +16,9 @@ second round. More than a dead one needs to count as alive again (core/liveness.
 class LinuxTunnelProber:
     """A `TunnelProber` (apagent.kernel.port): pings the peers' tunnel addresses.
 
-    Nearly all of what an idle agent costs are these probes, so peers that are known to be well are
-    asked in every second round. One that then owes an answer is asked in each: it counts as dead
-    after the same time as before, on the word of one probe less.
+    Nearly all of what an idle agent costs are these probes, so peers that are spared, and known to
+    be well, are asked in every second round. One that then owes an answer is asked in each: it
+    counts as dead after the same time as before, on the word of one probe less.
 
     `DataPath.prepare` comes first, here and at the peers: it makes the device, the address and the
     way back of the answers. Raises KernelFault where that is missing.
@@ -35,12 +35,13 @@ class LinuxTunnelProber:
         self._all_are_asked = False
         """In this round."""
 
-    def probe(self, peers: Iterable[ApId]) -> None:
+    def probe(self, peers: Iterable[ApId], spared: Collection[ApId] = ()) -> None:
         """Probe each whose turn it is. Raises KernelFault if the tunnel device is gone."""
         self._all_are_asked = not self._all_are_asked
         hosts = [self._hosts[peer] for peer in peers]
         if not self._all_are_asked:
-            hosts = [host for host in hosts if self._in_a_row[host] < PROMPT_PROBES]
+            left_out = {self._hosts[peer] for peer in spared}
+            hosts = [h for h in hosts if h not in left_out or self._in_a_row[h] < PROMPT_PROBES]
         self._asked = hosts
         self._pinger.send(hosts)
 

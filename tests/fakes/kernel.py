@@ -426,12 +426,12 @@ class FakeTunnelProber:
         self._rounds = 0
         self._in_a_row: Counter[ApId] = Counter()
 
-    def probe(self, peers: Iterable[ApId]) -> None:
+    def probe(self, peers: Iterable[ApId], spared: Collection[ApId] = ()) -> None:
         if self.device_is_gone:
             raise KernelFault("fake probe", errno.ENODEV)
         self._rounds += 1
         for peer in peers:
-            if self._rounds % 2 or self._in_a_row[peer] < PROMPT_PROBES:
+            if self._rounds % 2 or peer not in spared or self._in_a_row[peer] < PROMPT_PROBES:
                 self._in_a_row[peer] = self._in_a_row[peer] + 1 if peer in self.alive else 0
                 self._answers |= {peer} & self.alive
 

@@ -61,8 +61,8 @@ class Parts:
         self.clear: list[NatAddress] = []
         """Addresses that are no longer asked for."""
 
-    def probe(self, what: object = None) -> None:
-        self._note("probe", what)
+    def probe(self, *what: object) -> None:
+        self._note("probe", *what)
 
     def stop_probing(self, nat: NatAddress) -> None:
         self.clear.append(nat)
@@ -116,6 +116,7 @@ class Made:
             segment=others,
             flows=others,
             kernel=others,
+            spared=lambda: [AP3],
         )
 
 
@@ -128,7 +129,7 @@ def test_a_round_tells_who_answered_and_asks_again(made: Made) -> None:
     made.work.begin()
     made.clock.pass_s(3 * ROUND_S)
     assert made.events == [ProbesAnswered(frozenset({AP2}), {LAN: ""})] * 3
-    assert made.tunnel.calls == [("probe", (AP2, AP3))] * 4
+    assert made.tunnel.calls == [("probe", (AP2, AP3), [AP3])] * 4
     assert len(made.uplinks.calls) == 4
 
 

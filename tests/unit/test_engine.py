@@ -584,3 +584,12 @@ def test_an_unknown_event_is_our_own_bug() -> None:
     event: Event = "hello"  # type: ignore[assignment]
     with pytest.raises(TypeError):
         engine().step(event, 0.0)
+
+
+def test_a_peer_is_idle_until_it_anchors_a_flow() -> None:
+    e = engine()
+    assert AP2 in e.idle_peers()
+    e.step(PeerDelta(AP2, 0, {LAN: {tcp(1): NAT}}), 0.0)
+    assert AP2 not in e.idle_peers()
+    e.step(PeerDelta(AP2, 0, {LAN: {tcp(1): None}}), 0.0)
+    assert AP2 in e.idle_peers()
