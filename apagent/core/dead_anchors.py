@@ -39,9 +39,16 @@ class DeadAnchors:
         return diverted
 
     def heir(self, ap: ApId, network: NetworkName) -> ApId | None:
-        """Who continues the flows of a dead anchor: whoever holds what it held."""
+        """Who continues the flows of a dead anchor: whoever holds what it held.
+
+        Its own address comes first. Nobody as long as a successor of another address may still be
+        on its way: the heir of one doesn't know the flows of the other, and would reset them.
+        """
         heirs = [self.book.holder(nat) for nat in self.book.stated_holds(ap, network)]
-        return next((heir for heir in heirs if heir not in (None, ap)), None)
+        taken = [heir for heir in heirs if heir not in (None, ap)]
+        if len(taken) < len(heirs) and self._may_be_continued(ap, network):
+            return None
+        return taken[0] if taken else None
 
     def _may_be_continued(self, ap: ApId, network: NetworkName) -> bool:
         """Whether a successor of a dead anchor may still be on its way."""
@@ -53,6 +60,7 @@ class DeadAnchors:
         return any(
             self.book.successor(nat, ap, None) is not None
             for nat in self.book.stated_holds(ap, network)
+            if self.book.holder(nat) in (None, ap)
         )
 
     def is_forsaken(self, ap: ApId, network: NetworkName) -> bool:

@@ -455,3 +455,28 @@ def test_a_hold_that_was_superseded_stays_void_until_its_ap_says_another() -> No
     assert book.holder(nat) is None
     book.hear(AP2, AnchorStatement(holds=(Hold(nat, 6),)))
     assert book.holder(nat) == AP2
+
+
+@pytest.mark.parametrize("first", [AP1, AP2, AP3])
+def test_the_flows_of_each_address_of_a_dead_anchor_wait_for_their_own_successor(
+    first: ApId,
+) -> None:
+    world = World(aps=6)
+    world.open(first, tcp(1))
+    world.power_off(first)
+    world.rounds(DEAD_ROUNDS)
+    heir = successor(world, first)
+    world.open(heir, tcp(2))
+    install = world._install
+
+    def check(ap: ApId) -> None:
+        install(ap)
+        for serving in set(world.ids) - world.dead:
+            for flow in (tcp(1), tcp(2)):
+                anchor = world.way(serving, flow)
+                assert anchor == heir or flow in world.flows(anchor)
+
+    world._install = check  # type: ignore[method-assign]
+    world.power_off(heir)
+    world.rounds(DEAD_ROUNDS)
+    assert heir not in {successor(world, first), successor(world, heir)}
