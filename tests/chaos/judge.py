@@ -37,8 +37,9 @@ from tests.chaos.spans import Span, Spans, spans, union
 from tests.chaos.succession import Succession
 from tests.chaos.timeline import Stay, Timeline
 
-DEAD_S = 0.35
-"""A tunnel may be silent for so long: `peering.dead_after_s`, less a round of probes."""
+DEAD_S = 0.2
+"""A tunnel may be silent for so long: the three probes whose loss makes a peer dead are sent within
+two rounds."""
 ALIVE_S = 0.5
 """Until a tunnel that passes packets again counts as alive."""
 FORSAKEN_S = 1.9
