@@ -243,20 +243,21 @@ def _roamed_rows(samples: Samples, scale: Scale) -> list[Row]:
     against = "a static VXLAN route"
     for sessions in scale.path_sessions:
         case = f"{sessions:,} sessions"
+        held = "1 session" if sessions == 1 else case
         for key, unit, what in (
             ("pps", "packets/s", "packets per second of a roamed flow"),
             ("mbit", "Mbit/s", "TCP throughput of a roamed flow"),
         ):
             rows += compared(
                 f"path.roamed.{key}.{sessions}",
-                f"{what}, {case} in the map",
+                f"{what}, {held} in the map",
                 [(one[f"ours_{key}"], one[f"plain_{key}"]) for one in samples.of(case, "both")],
                 unit,
                 against,
                 ratio_at_least=0.97,
             )
         pairs = [(one["ours_ns"], one["plain_ns"]) for one in samples.of(case, "both")]
-        what = f"CPU per packet of a roamed flow, whole path, {case} in the map"
+        what = f"CPU per packet of a roamed flow, whole path, {held} in the map"
         rows += compared(f"path.roamed.cpu.{sessions}", what, pairs, "ns", against)
     return rows
 
