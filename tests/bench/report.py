@@ -30,10 +30,10 @@ def machine() -> dict[str, Any]:
 
 
 def write(directory: Path, where: dict[str, Any], rows: Sequence[Row]) -> None:
-    """Write summary.json and summary.md."""
-    summary = {**where, "rows": [row.json for row in rows]}
-    file = directory / "summary.json"
-    file.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    """Write summary.json (a list of rows), machine.json (where that was) and summary.md."""
+    for name, what in (("summary", [row.json for row in rows]), ("machine", where)):
+        file = directory / f"{name}.json"
+        file.write_text(json.dumps(what, indent=2) + "\n", encoding="utf-8")
     (directory / "summary.md").write_text(markdown(where, rows), encoding="utf-8")
 
 
