@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 
@@ -88,12 +89,13 @@ def whole_download(made: Traffic) -> None:
     assert (result["completed"], result["sha256_match"]) == (True, True), result
 
 
-def domain(make: MakeLab, successor: str = "") -> Lab:
-    """Three APs whose NAT addresses can move, each with its own."""
-    options = {"ap1": f'successor = "{successor}"\n'} if successor else None
+def domain(make: MakeLab, successor: str = "", lines: str = "") -> Lab:
+    """Three APs whose NAT addresses can move, each with its own; `lines` are of ap1's network."""
+    lines += f'successor = "{successor}"\n' if successor else ""
+    options = {"ap1": lines} if lines else None
     lab = make(aps=3, clients=1, takeover=True, options=options)
     for ap in lab.aps:
-        becomes(lambda ap=ap: holders(lab, ap), [ap])  # type: ignore[misc]
+        becomes(partial(holders, lab, ap), [ap])
     return lab
 
 
@@ -230,13 +232,13 @@ def test_a_tunnel_that_is_cut_leaves_the_address_where_it_answers(lab: MakeLab) 
     faults = Faults(made)
     faults.isolate("ap1", Way.TUNNEL)
     for ap in ("ap2", "ap3"):
-        becomes(lambda ap=ap: _peer(made, ap, "ap1", "tunnel"), "dead")  # type: ignore[misc]
+        becomes(partial(_peer, made, ap, "ap1", "tunnel"), "dead")
         assert _peer(made, ap, "ap1", "state") == "in-sync"
     time.sleep(SUCCESSION_S)
     assert holders(made, "ap1") == ["ap1"]
     faults.heal()
     for ap in ("ap2", "ap3"):
-        becomes(lambda ap=ap: _peer(made, ap, "ap1", "tunnel"), "alive")  # type: ignore[misc]
+        becomes(partial(_peer, made, ap, "ap1", "tunnel"), "alive")
     assert holders(made, "ap1") == ["ap1"]
 
 
@@ -282,7 +284,7 @@ def test_a_split_brain_with_two_owners_ends_as_soon_as_they_hear_each_other(
 
 def test_an_uplink_that_leads_nowhere_counts_as_dead_where_hosts_are_probed(lab: MakeLab) -> None:
     probes = 'uplink_probes = ["203.0.113.1"]\n'
-    made = lab(aps=3, clients=1, takeover=True, options={"ap1": probes + 'successor = "ap3"\n'})
+    made = domain(lab, "ap3", probes)
     faults = Faults(made)
     with traffic(made) as flows:
         assert flows.download.wait_for("connected", START_S)["address"] == nat(made, "ap1")
