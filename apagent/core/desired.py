@@ -110,7 +110,8 @@ def wanted(
         home={
             address: mac
             for address, place in places.items()
-            if (mac := _home(place, sessions.is_mapped(address.packed), anchors)) is not None
+            if (mac := _home(place, anchors, is_mapped=sessions.is_mapped(address.packed)))
+            is not None
         },
         elsewhere={a: mac for a, place in places.items() if (mac := place.elsewhere) is not None},
         places={address: place.ap for address, place in places.items() if place.ap is not None},
@@ -161,11 +162,12 @@ def _home_changes(
         old = clients.touched.get(address, new)
         is_mapped = sessions.is_mapped(address.packed)
         was_mapped = sessions.touched_clients.get(address.packed, is_mapped)
-        _put(changes, address, _home(old, was_mapped, before), _home(new, is_mapped, after))
+        was_home = _home(old, before, is_mapped=was_mapped)
+        _put(changes, address, was_home, _home(new, after, is_mapped=is_mapped))
     return changes
 
 
-def _home(place: Place, is_mapped: bool, anchors: AnchorState) -> Mac | None:  # noqa: FBT001 - private
+def _home(place: Place, anchors: AnchorState, *, is_mapped: bool) -> Mac | None:
     """The client, if it is here for certain and no map leads its packets to another AP."""
     return None if is_mapped or ANY_ANCHOR in anchors.diverted else place.known
 

@@ -16,13 +16,13 @@ import struct
 from collections.abc import Callable, Sequence
 
 
-class _Iovec(ctypes.Structure):
+class Iovec(ctypes.Structure):
     """struct iovec (uio.h)."""
 
     _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
 
 
-class _Msghdr(ctypes.Structure):
+class Msghdr(ctypes.Structure):
     """struct msghdr (recvmsg(2))."""
 
     _fields_ = (
@@ -36,17 +36,17 @@ class _Msghdr(ctypes.Structure):
     )
 
 
-class _Mmsghdr(ctypes.Structure):
-    """struct mmsghdr (recvmmsg(2))."""
+class Mmsghdr(ctypes.Structure):
+    """struct mmsghdr (recvmmsg(2)); `length` is what was received or sent."""
 
-    _fields_ = (("message", _Msghdr), ("received", ctypes.c_uint))
+    _fields_ = (("message", Msghdr), ("length", ctypes.c_uint))
 
 
 _SOCKET_ADDRESS = struct.Struct("=HH4s8x")
 """struct sockaddr_in (ip(7)), without a port."""
 _WORD = ctypes.sizeof(ctypes.c_uint)
-_STRIDE = ctypes.sizeof(_Mmsghdr) // _WORD
-_RECEIVED = _Mmsghdr.received.offset // _WORD
+_STRIDE = ctypes.sizeof(Mmsghdr) // _WORD
+_RECEIVED = Mmsghdr.length.offset // _WORD
 
 
 class BatchReceiver:
@@ -57,8 +57,8 @@ class BatchReceiver:
         self.buffer = bytearray(slots * size)
         """Datagram n starts at n times `size`; what it holds is replaced by the next call."""
         self._slots = slots
-        self._headers = (_Mmsghdr * slots)()
-        self._iovecs = (_Iovec * slots)()
+        self._headers = (Mmsghdr * slots)()
+        self._iovecs = (Iovec * slots)()
         start = ctypes.addressof(ctypes.c_char.from_buffer(self.buffer))
         for slot, (header, iovec) in enumerate(zip(self._headers, self._iovecs, strict=True)):
             iovec.base, iovec.length = start + slot * size, size
@@ -87,10 +87,10 @@ class BatchSender:
 
     def __init__(self, size: int) -> None:
         self.payload = bytearray(size)
-        self._iovec = _Iovec(ctypes.addressof(ctypes.c_char.from_buffer(self.payload)), size)
+        self._iovec = Iovec(ctypes.addressof(ctypes.c_char.from_buffer(self.payload)), size)
         self._hosts: tuple[bytes, ...] = ()
         self._addresses = bytearray()
-        self._headers = (_Mmsghdr * 0)()
+        self._headers = (Mmsghdr * 0)()
         self._sendmmsg: Callable[..., int] = ctypes.CDLL(None, use_errno=True).sendmmsg
 
     def send(self, by: socket.socket, hosts: Sequence[bytes]) -> tuple[int, OSError | None]:
@@ -102,7 +102,7 @@ class BatchSender:
             self._address(tuple(hosts))
         total, next_, sent, refusal = len(hosts), 0, 0, None
         while next_ < total:
-            rest = ctypes.byref(self._headers, next_ * ctypes.sizeof(_Mmsghdr))
+            rest = ctypes.byref(self._headers, next_ * ctypes.sizeof(Mmsghdr))
             count = self._sendmmsg(by.fileno(), rest, total - next_, 0)
             if count < 0:
                 # The first of the rest is what it failed at.
@@ -119,7 +119,7 @@ class BatchSender:
         self._addresses = bytearray().join(
             _SOCKET_ADDRESS.pack(socket.AF_INET, 0, host) for host in hosts
         )
-        self._headers = (_Mmsghdr * len(hosts))()
+        self._headers = (Mmsghdr * len(hosts))()
         start = ctypes.addressof(ctypes.c_char.from_buffer(self._addresses)) if hosts else 0
         for number, header in enumerate(self._headers):
             message = header.message

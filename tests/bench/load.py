@@ -20,6 +20,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
+from apagent.kernel.datagrams import Iovec, Mmsghdr
+
 TICK_S = 0.001
 _MOST_IN_A_CALL = 256
 _FIRST_PORT, _PORTS = 1024, 64_000
@@ -36,26 +38,6 @@ _TCP_HEADER = struct.Struct(">HHIIBBHHH")
 _ETHERTYPE_IPV4 = 0x0800
 _FRAME_SIZE = _ETHERNET.size + _IPV4.size + _TCP_HEADER.size
 """Of every frame: a UDP datagram is filled up to a SYN's size."""
-
-
-class _Iovec(ctypes.Structure):
-    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
-
-
-class _Msghdr(ctypes.Structure):
-    _fields_ = (
-        ("name", ctypes.c_void_p),
-        ("name_length", ctypes.c_uint),
-        ("iov", ctypes.c_void_p),
-        ("iov_count", ctypes.c_size_t),
-        ("control", ctypes.c_void_p),
-        ("control_length", ctypes.c_size_t),
-        ("flags", ctypes.c_int),
-    )
-
-
-class _Mmsghdr(ctypes.Structure):
-    _fields_ = (("message", _Msghdr), ("sent", ctypes.c_uint))
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,14 +95,14 @@ class Frames:
     def __init__(self, frames: list[bytes]) -> None:
         self._data = ctypes.create_string_buffer(b"".join(frames))
         start = ctypes.addressof(self._data)
-        self._iovecs = (_Iovec * len(frames))()
-        self._headers = (_Mmsghdr * len(frames))()
+        self._iovecs = (Iovec * len(frames))()
+        self._headers = (Mmsghdr * len(frames))()
         iovecs = ctypes.addressof(self._iovecs)
         offset = 0
         for index, one in enumerate(frames):
-            self._iovecs[index] = _Iovec(start + offset, len(one))
+            self._iovecs[index] = Iovec(start + offset, len(one))
             message = self._headers[index].message
-            message.iov = iovecs + index * ctypes.sizeof(_Iovec)
+            message.iov = iovecs + index * ctypes.sizeof(Iovec)
             message.iov_count = 1
             offset += len(one)
         self._first = ctypes.addressof(self._headers)
@@ -131,7 +113,7 @@ class Frames:
 
     def send(self, packets: socket.socket, first: int, count: int) -> int:
         """Send `count` frames from `first` on; how many the kernel took. Raises OSError."""
-        at = ctypes.c_void_p(self._first + first * ctypes.sizeof(_Mmsghdr))
+        at = ctypes.c_void_p(self._first + first * ctypes.sizeof(Mmsghdr))
         sent = self._sendmmsg(packets.fileno(), at, min(count, _MOST_IN_A_CALL), 0)
         if sent < 0:
             code = ctypes.get_errno()

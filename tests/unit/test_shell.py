@@ -137,16 +137,22 @@ def test_flows_whose_address_has_moved_end_when_all_may_know() -> None:
     assert recorder.ended == [(tcp(2),), (tcp(1),)]
 
 
-def test_flows_whose_address_has_moved_go_on_while_a_peer_cannot_know() -> None:
-    recorder = Recorder()
+def with_a_flow_that_moves(recorder: Recorder) -> tuple[Shell, PeerDelta]:
+    """A shell that anchors `tcp(1)`, and what AP2 says when it has the flow's address."""
     made = shell(recorder, networks=(takeover(),))
     address = NatAddress(LAN, IPv4Address("203.0.113.21"))
     moving = Translation(address.address, 40000).packed
     made.run([FlowsChanged(LAN, {tcp(1): moving})])
     recorder.planned.clear()
     hold = AnchorStatement(holds=(Hold(address, 9),))
+    return made, PeerDelta(AP2, 9, {LAN: {tcp(1): stamped(moving, 0)}}, anchor=hold)
+
+
+def test_flows_whose_address_has_moved_go_on_while_a_peer_cannot_know() -> None:
+    recorder = Recorder()
+    made, taken = with_a_flow_that_moves(recorder)
     made.run([PeerDisconnected(AP3, "killed")])
-    made.run([PeerDelta(AP2, 9, {LAN: {tcp(1): stamped(moving, 0)}}, anchor=hold)])
+    made.run([taken])
     ((_, later),) = recorder.planned
     later()
     assert recorder.ended == []
@@ -157,13 +163,8 @@ def test_flows_whose_address_has_moved_go_on_while_a_peer_cannot_know() -> None:
 
 def test_flows_that_have_come_back_by_then_go_on() -> None:
     recorder = Recorder()
-    made = shell(recorder, networks=(takeover(),))
-    address = NatAddress(LAN, IPv4Address("203.0.113.21"))
-    moving = Translation(address.address, 40000).packed
-    made.run([FlowsChanged(LAN, {tcp(1): moving})])
-    recorder.planned.clear()
-    hold = AnchorStatement(holds=(Hold(address, 9),))
-    made.run([PeerDelta(AP2, 9, {LAN: {tcp(1): stamped(moving, 0)}}, anchor=hold)])
+    made, taken = with_a_flow_that_moves(recorder)
+    made.run([taken])
     ((_, later),) = recorder.planned
     made.run([PeerDelta(AP2, 9, {LAN: {tcp(1): None}}, anchor=AnchorStatement())])
     later()
