@@ -16,13 +16,27 @@ from ipaddress import IPv4Address
 import pytest
 
 from apagent.core.desired import ANY_ANCHOR, NOBODY, difference
-from apagent.core.model import ApId, Flow, Mac, NetworkName, socket_of
+from apagent.core.model import ApId, Flow, FlowKey, Mac, NetworkName, socket_of
 from apagent.errors import KernelFault
 from apagent.kernel.nft import NftTable
 from apagent.kernel.port import Change, NetworkDelta, NetworkState
 from apagent.kernel.wire import Message, Netlink
 from tests.contract.conftest import run, without_time
-from tests.domains import ANN, ANN_IP, AP2, AP3, BEN, BEN_IP, LAN, domain, lan, takeover, tcp, udp
+from tests.domains import (
+    ANN,
+    ANN_IP,
+    AP1,
+    AP2,
+    AP3,
+    BEN,
+    BEN_IP,
+    LAN,
+    domain,
+    lan,
+    takeover,
+    tcp,
+    udp,
+)
 
 pytestmark = [pytest.mark.netns, pytest.mark.usefixtures("access_point")]
 
@@ -373,10 +387,9 @@ def divert(diverted: Mapping[ApId, ApId]) -> NetworkDelta:
     return NetworkDelta(diverted={anchor: Change(None, ap) for anchor, ap in diverted.items()})
 
 
-def test_our_flows_are_in_the_maps_before_new_ones_go_elsewhere(
-    table: NftTable, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And until they don't any more."""
+@pytest.fixture
+def order(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The maps that transactions change, in their order."""
     done: list[str] = []
     transaction = Netlink.transaction
 
@@ -385,12 +398,40 @@ def test_our_flows_are_in_the_maps_before_new_ones_go_elsewhere(
         transaction(netlink, begin, batch, end)
 
     monkeypatch.setattr(Netlink, "transaction", record)
+    return done
+
+
+def test_our_flows_are_in_the_maps_before_new_ones_go_elsewhere(
+    table: NftTable, order: list[str]
+) -> None:
+    """And until they don't any more."""
     draining = NetworkState(flows={tcp(1): DOMAIN.me.id}, diverted={ANY_ANCHOR: AP2})
     table.apply(DOMAIN, {LAN: difference(NetworkState(), draining)})
-    assert done == ["lan_flows", "lan_new_anchor", "lan_anchors"]
-    done.clear()
+    assert order == ["lan_flows", "lan_new_anchor", "lan_anchors"]
+    order.clear()
     table.apply(DOMAIN, {LAN: difference(draining, NetworkState())})
-    assert done == ["lan_anchors", "lan_new_anchor", "lan_flows"]
+    assert order == ["lan_anchors", "lan_new_anchor", "lan_flows"]
+
+
+@pytest.mark.parametrize(
+    ("after", "first"),
+    [
+        pytest.param({tcp(1): AP3, tcp(2): AP3}, "lan_anchors", id="one-successor"),
+        pytest.param({tcp(1): AP3, tcp(2): AP1}, "lan_flows", id="two-successors"),
+        pytest.param({tcp(1): AP3}, "lan_flows", id="we-are-one"),
+    ],
+)
+def test_a_flow_is_never_led_to_the_successor_of_another_address(
+    table: NftTable, order: list[str], after: dict[FlowKey, ApId], first: str
+) -> None:
+    """What a dead anchor held may have two successors, and each knows its own flows only."""
+    dying = NetworkState(flows={tcp(1): AP2, tcp(2): AP2, tcp(3): AP2})
+    table.apply(DOMAIN, {LAN: difference(NetworkState(), dying)})
+    order.clear()
+    taken = NetworkState(flows={tcp(3): AP2, **after}, diverted={AP2: AP3})
+    table.apply(DOMAIN, {LAN: difference(dying, taken)})
+    assert order[0] == first
+    assert table.read(DOMAIN) == {LAN: taken}
 
 
 def test_networks_are_kept_apart(table: NftTable) -> None:

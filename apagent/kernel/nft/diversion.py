@@ -50,10 +50,24 @@ def diversion(
             yield from _divert(domain.table, names.anchors, key, old or None, new or None)
 
 
-def opens_elsewhere(delta: NetworkDelta) -> bool:
-    """Whether new flows begin to be anchored by another AP."""
-    change = delta.diverted.get(ANY_ANCHOR)
-    return change is not None and change.new is not None
+def waiting(delta: NetworkDelta) -> set[ApId]:
+    """Which of the diverted anchors wait until the session maps have changed.
+
+    To divert an anchor leads all of its flows elsewhere at once, so it comes first. But where some
+    of them go to another AP than the others, since a dead anchor's addresses have two successors,
+    each needs its own element before: the wrong one would translate it anew. New flows go elsewhere
+    when ours are in the maps, so that none of ours is taken for new.
+    """
+    if not delta.diverted:
+        return set()
+    moved = {(change.old, change.new or NOBODY) for change in delta.flows.values()}
+    parted = {
+        anchor
+        for anchor, to in moved
+        if anchor in delta.diverted and delta.diverted[anchor].new not in (None, to)
+    }
+    opens_elsewhere = {a for a, c in delta.diverted.items() if a == ANY_ANCHOR and c.new}
+    return parted | opens_elsewhere
 
 
 def _divert(

@@ -18,7 +18,7 @@ from apagent.core.domain import Domain, Network
 from apagent.core.model import ICMP, PROTOCOL_OFFSET, ApId, NetworkName
 from apagent.errors import KernelFault
 from apagent.kernel.nft import messages
-from apagent.kernel.nft.diversion import diversion, opens_elsewhere, read_diverted
+from apagent.kernel.nft.diversion import diversion, read_diverted, waiting
 from apagent.kernel.nft.elements import (
     CLIENT_SIZE,
     ECHO_SIZE,
@@ -157,12 +157,11 @@ class NftTable:
         """Install the changes of clients' places, flows, sockets, sources and diverted anchors.
 
         All networks' changes go together, in one transaction unless they are thousands. Anchors are
-        diverted before that, but new flows after it: by then ours are in the maps, so that none of
-        them is taken for new. Raises KernelFault: ENOENT or EEXIST mean that an element wasn't as
-        the change believed.
+        diverted before that, or after it if they have to wait (`diversion.waiting`). Raises
+        KernelFault: ENOENT or EEXIST mean that an element wasn't as the change believed.
         """
-        later = {network: delta for network, delta in deltas.items() if opens_elsewhere(delta)}
-        self._divert(domain, {n: delta for n, delta in deltas.items() if n not in later})
+        later = {network: waiting(delta) for network, delta in deltas.items()}
+        self._divert(domain, deltas, lambda network, anchor: anchor not in later[network])
         aps = (domain.me, *domain.peers)
         data = {ap.id: pack_data(anchor_value(ap.number)) for ap in aps}
         places = (
@@ -179,7 +178,7 @@ class NftTable:
         for batch in transactions(domain.table, chain(places, sessions)):
             self._transact(domain.table, [*begun, *batch])
             begun = []
-        self._divert(domain, later)
+        self._divert(domain, deltas, lambda network, anchor: anchor in later[network])
 
     def counters(self) -> Counters:
         """What leak guard and reset rule have counted, over all networks. Raises KernelFault."""
@@ -209,11 +208,20 @@ class NftTable:
             key = interface_name(network.client_interface)
             self._change_alone(ElementChange(UNSYNCED, key, deleted=True, data=None), errno.ENOENT)
 
-    def _divert(self, domain: Domain, deltas: Mapping[NetworkName, NetworkDelta]) -> None:
+    def _divert(
+        self,
+        domain: Domain,
+        deltas: Mapping[NetworkName, NetworkDelta],
+        is_due: Callable[[NetworkName, ApId], bool],
+    ) -> None:
         changes = [
             message
             for network, delta in deltas.items()
-            for message in diversion(domain, Names.of(network), delta.diverted)
+            for message in diversion(
+                domain,
+                Names.of(network),
+                {anchor: c for anchor, c in delta.diverted.items() if is_due(network, anchor)},
+            )
         ]
         if changes:
             self._transact(domain.table, changes)

@@ -42,6 +42,10 @@ async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
         _note(flow, *writer.get_extra_info("peername")[:2])
         talk = _send if hello.tag == DOWN else _take
         await talk(flow, reader, writer)
+        # Who closes first, in the middle of a break, may lose its last words: a kernel gives a
+        # closed socket up at its next attempt if its timeout has grown to what `tcp.prepare` allows
+        # (tcp_orphan_retries()).
+        await reader.read()
     except Broken as broken:
         emit("broken", flow=flow, reason=f"at the server: {broken}")
     except (OSError, asyncio.IncompleteReadError):
