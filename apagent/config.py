@@ -10,9 +10,9 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
-from itertools import combinations
 from pathlib import Path
 
+from apagent.config_checks import check
 from apagent.core.domain import (
     OWN_MARKS,
     Ap,
@@ -21,7 +21,6 @@ from apagent.core.domain import (
     Network,
     allocate_numbers,
     tunnel_address,
-    tunnel_mac,
 )
 from apagent.core.liveness import ROUND_S
 from apagent.core.model import PROTOCOL_NUMBERS, ApId, NetworkName
@@ -44,6 +43,7 @@ _TABLE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,31}")
 _DEVICE_PREFIX = re.compile(r"[a-z][a-z0-9-]{0,4}")
 _INTERFACE = re.compile(r"[^\s/:]{1,15}")
 _ENDPOINT = re.compile(r"[A-Za-z0-9.-]+:[0-9]{1,5}")
+_DIGITS_AND_DOTS = re.compile(r"[0-9.]+")
 _SOCKET = re.compile(r"/.{1,99}")
 _ANY = re.compile(r".*")
 _AP_ID_FORM = "1 to 32 of letters, digits and _.-, a letter or digit first"
@@ -146,10 +146,10 @@ class Config:
 def load(path: Path) -> Config:
     """Read and check the file at `path`. Raises ConfigError."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ConfigError(
-            f"{path}: can't be read ({error.strerror}); name the file with --config"
+            f"{path}: can't be read ({error.strerror}); is it the right file?"
         ) from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: is not UTF-8 text") from None
@@ -163,8 +163,9 @@ def parse(text: str) -> Config:
     """Check the text of a configuration file. Raises ConfigError."""
     try:
         top = Table(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # also of numbers beyond all bounds
         raise ConfigError(f"not valid TOML: {error}") from None
+    top.expect("ap", "tunnel", "peering", "peers", "networks", "control", "kernel", "log")
     ap = _ap(top.table("ap"))
     tunnel, tunnel_range = _tunnel(top.table("tunnel"), ap)
     listen, sync_timeout_s, dead_after_s = _peering(top.table("peering"))
@@ -180,19 +181,17 @@ def parse(text: str) -> Config:
         dead_after_s=dead_after_s,
         log_level=_log(top.table("log")),
     )
-    top.finish()
-    _check_peers(config)
-    _check_networks(config)
+    check(config)
     return config
 
 
 def _ap(table: Table) -> ApId:
-    ap = ApId(table.text("id", of=_AP_ID, form=_AP_ID_FORM))
-    table.finish()
-    return ap
+    table.expect("id")
+    return ApId(table.text("id", of=_AP_ID, form=_AP_ID_FORM))
 
 
 def _tunnel(table: Table, ap: ApId) -> tuple[TunnelConfig, IPv4Network]:
+    table.expect("underlay", "port", "range", "address", "mtu")
     range_ = table.prefix("range", DEFAULT_TUNNEL_RANGE)
     if range_.prefixlen > MAX_TUNNEL_PREFIX_LENGTH:
         raise table.error(
@@ -205,38 +204,51 @@ def _tunnel(table: Table, ap: ApId) -> tuple[TunnelConfig, IPv4Network]:
         address=address,
         mtu=table.integer("mtu", None, 576, 65485) if table.has("mtu") else None,
     )
-    table.finish()
     return tunnel, range_
 
 
 def _peering(table: Table) -> tuple[Endpoint, float, float]:
+    table.expect("listen", "sync_timeout_s", "dead_after_s")
     default = f"127.0.0.1:{DEFAULT_PEER_PORT}"
     listen = _endpoint(table, "listen", default)
     timeout = table.seconds("sync_timeout_s", 5.0, 0.1, 600.0)
     dead_after = table.seconds("dead_after_s", 0.5, 0.4, 60.0)
-    table.finish()
     return listen, timeout, dead_after
 
 
 def _peer(table: Table, range_: IPv4Network) -> PeerConfig:
+    table.expect("id", "address", "underlay", "tunnel_address")
     ap = ApId(table.text("id", of=_AP_ID, form=_AP_ID_FORM))
     address = (
         table.address("tunnel_address")
         if table.has("tunnel_address")
         else tunnel_address(ap, range_)
     )
-    peer = PeerConfig(
+    return PeerConfig(
         id=ap,
         address=_endpoint(table, "address", None),
         underlay=table.address("underlay"),
         tunnel_address=address,
     )
-    table.finish()
-    return peer
 
 
 def _network(table: Table) -> Network:
-    network = Network(
+    table.expect(
+        "name",
+        "client_interface",
+        "prefix",
+        "gateway",
+        "vni",
+        "uplink",
+        "nat",
+        "takeover",
+        "successor",
+        "uplink_probes",
+        "isolate_clients",
+        "zone",
+        "forwards",
+    )
+    return Network(
         name=NetworkName(
             table.text("name", of=_NETWORK_NAME, form="1 to 10 of a-z, 0-9 and _, a letter first")
         ),
@@ -253,36 +265,17 @@ def _network(table: Table) -> Network:
         uplink_probes=table.addresses("uplink_probes"),
         zone=table.integer("zone", 0, 0, 65535),
     )
-    if network.gateway not in network.prefix:
-        raise table.error(
-            "gateway", f"{network.gateway} is outside the prefix {network.prefix}; use one inside"
-        )
-    if network.uplink == network.client_interface:
-        raise table.error("uplink", f"{network.uplink} is the client interface too; name another")
-    if network.takeover and network.nat_address is None:
-        raise table.error("takeover", "needs a NAT address of this AP's own; set nat to it")
-    if network.zone and network.takeover:
-        raise table.error("zone", "a network with a zone can't have takeover; remove one of them")
-    if network.zone and network.forwards:
-        raise table.error("zone", "a network with a zone can't have forwards; remove one of them")
-    for i, forward in enumerate(network.forwards):
-        if forward.client not in network.prefix:
-            name = table.name(f"forwards[{i}].client")
-            raise ConfigError(f"{name}: {forward.client} is outside the prefix {network.prefix}")
-    table.finish()
-    return network
 
 
 def _forward(table: Table) -> Forward:
+    table.expect("protocol", "port", "client", "client_port")
     port = table.integer("port", None, 1, 65535)
-    forward = Forward(
+    return Forward(
         protocol=PROTOCOL_NUMBERS[table.choice("protocol", "tcp", ("tcp", "udp"))],
         port=port,
         client=table.address("client"),
         client_port=table.integer("client_port", port, 1, 65535),
     )
-    table.finish()
-    return forward
 
 
 def _nat(table: Table) -> IPv4Address | None:
@@ -305,12 +298,20 @@ def _successor(table: Table) -> ApId | None:
 
 
 def _control(table: Table) -> Path:
-    socket = Path(table.text("socket", str(DEFAULT_SOCKET), of=_SOCKET, form=_SOCKET_FORM))
-    table.finish()
-    return socket
+    table.expect("socket")
+    return Path(table.text("socket", str(DEFAULT_SOCKET), of=_SOCKET, form=_SOCKET_FORM))
 
 
 def _kernel(table: Table) -> KernelConfig:
+    table.expect(
+        "table",
+        "mark_mask",
+        "route_protocol",
+        "rule_priority",
+        "route_table_base",
+        "nflog_group",
+        "device_prefix",
+    )
     kernel = KernelConfig(
         table=table.text(
             "table", "apagent", of=_TABLE_NAME, form="letters, digits and _, a letter first"
@@ -326,14 +327,12 @@ def _kernel(table: Table) -> KernelConfig:
     )
     if bin(kernel.mark_mask).strip("0b").count("0"):
         raise table.error("mark_mask", f"{kernel.mark_mask:#x} has gaps; use adjacent bits")
-    table.finish()
     return kernel
 
 
 def _log(table: Table) -> str:
-    level = table.choice("level", "info", _LOG_LEVELS)
-    table.finish()
-    return level
+    table.expect("level")
+    return table.choice("level", "info", _LOG_LEVELS)
 
 
 def _interface(table: Table, key: str) -> str:
@@ -342,99 +341,16 @@ def _interface(table: Table, key: str) -> str:
 
 def _endpoint(table: Table, key: str, default: str | None) -> Endpoint:
     host, _, port = table.text(key, default, of=_ENDPOINT, form=_ENDPOINT_FORM).rpartition(":")
+    if _DIGITS_AND_DOTS.fullmatch(host) and not _is_address(host):
+        raise table.error(key, f"{host} is neither an IPv4 address nor a name")
     if not 1 <= int(port) <= 65535:
         raise table.error(key, f"port {port} is out of range; expected 1 to 65535")
     return Endpoint(host, int(port))
 
 
-def _check_peers(config: Config) -> None:
-    zones = sum(network.zone > 0 for network in config.networks)
-    capacity = config.kernel.capacity - OWN_MARKS
-    if len(config.peers) + zones > capacity:
-        raise ConfigError(
-            f"kernel.mark_mask: {config.kernel.mark_mask:#x} tells {capacity} peers "
-            f"and zones apart, but there are {len(config.peers)} and {zones}; widen it"
-        )
-    seen: dict[tuple[str, object], str] = {
-        ("id", config.ap): "ap.id",
-        ("underlay", config.tunnel.underlay): "tunnel.underlay",
-        ("tunnel_address", config.tunnel.address): "tunnel.address",
-        ("tunnel MAC", tunnel_mac(config.ap)): "ap.id",
-    }
-    for i, peer in enumerate(config.peers):
-        for key, value in (
-            ("id", peer.id),
-            ("address", str(peer.address)),
-            ("underlay", peer.underlay),
-            ("tunnel_address", peer.tunnel_address),
-            ("tunnel MAC", tunnel_mac(peer.id)),
-        ):
-            name = f"peers[{i}].{key}"
-            other = seen.setdefault((key, value), name)
-            if other != name:
-                raise ConfigError(f"{name}: {value} is used by {other} too; give each AP its own")
-
-
-def _check_successors(config: Config) -> None:
-    known = {peer.id for peer in config.peers}
-    for i, network in enumerate(config.networks):
-        if network.successor is not None and network.successor not in known:
-            names = ", ".join(sorted(known)) or "there are none"
-            raise ConfigError(f"networks[{i}].successor: {network.successor} is no peer: {names}")
-
-
-def _check_nat_addresses(config: Config) -> None:
-    seen: dict[IPv4Address | None, int] = {}
-    for i, network in enumerate(config.networks):
-        if network.takeover and seen.setdefault(network.nat_address, i) != i:
-            raise ConfigError(
-                f"networks[{i}].nat: {network.nat_address} is used by "
-                f"networks[{seen[network.nat_address]}] too; with takeover give each its own"
-            )
-
-
-def _check_forwards(config: Config) -> None:
-    seen: dict[tuple[str, int, int], str] = {}
-    for i, network in enumerate(config.networks):
-        for k, forward in enumerate(network.forwards):
-            name = f"networks[{i}].forwards[{k}].port"
-            other = seen.setdefault((network.uplink, forward.protocol, forward.port), name)
-            if other != name:
-                raise ConfigError(
-                    f"{name}: {forward.port} on {network.uplink} is taken by {other}; use another"
-                )
-
-
-def _check_networks(config: Config) -> None:
-    if not config.networks:
-        raise ConfigError("networks: is missing; add at least one [[networks]] table")
-    _check_forwards(config)
-    _check_successors(config)
-    _check_nat_addresses(config)
-    for (i, one), (j, two) in combinations(enumerate(config.networks), 2):
-        for key in ("name", "client_interface", "vni"):
-            if getattr(one, key) == getattr(two, key):
-                raise ConfigError(
-                    f"networks[{j}].{key}: {getattr(two, key)} is used by networks[{i}] too; "
-                    "give each network its own"
-                )
-        if one.zone and one.zone == two.zone:
-            raise ConfigError(
-                f"networks[{j}].zone: {two.zone} is used by networks[{i}] too; use another"
-            )
-        if one.prefix.overlaps(two.prefix) and not (one.zone and two.zone):
-            raise ConfigError(
-                f"networks[{j}].prefix: {two.prefix} overlaps {one.prefix} of networks[{i}]; give "
-                "each network its own, or set zone in both to keep the same addresses apart"
-            )
-    for i, network in enumerate(config.networks):
-        for owner, address in (
-            ("tunnel.underlay", config.tunnel.underlay),
-            ("tunnel.address", config.tunnel.address),
-            *((f"peers[{k}].tunnel_address", p.tunnel_address) for k, p in enumerate(config.peers)),
-        ):
-            if address in network.prefix:
-                raise ConfigError(
-                    f"{owner}: {address} is inside networks[{i}].prefix {network.prefix}; "
-                    "use an address outside all client networks"
-                )
+def _is_address(text: str) -> bool:
+    try:
+        IPv4Address(text)
+    except ValueError:
+        return False
+    return True

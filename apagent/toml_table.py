@@ -1,7 +1,8 @@
 """A TOML table that is read key by key, each with its type and bounds.
 
-A reader takes what it knows and calls `finish`, which refuses what is left. Every error starts with
-the full name of the key, such as `networks[1].prefix`.
+A reader first says with `expect` what it knows: anything else is refused before a required key is
+missed, since it may be that key, misspelt. Every error starts with the full name of the key, such
+as `networks[1].prefix`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class Table:
     def __init__(self, data: Mapping[str, Any], path: str = "") -> None:
         self._data = data
         self._path = path
-        self._known: set[str] = set()
+        self._known: tuple[str, ...] = ()
 
     def name(self, key: str) -> str:
         """The full name of `key`."""
@@ -33,8 +34,18 @@ class Table:
 
     def has(self, key: str) -> bool:
         """Whether the file sets `key`."""
-        self._known.add(key)
+        self._check_known(key)
         return key in self._data
+
+    def expect(self, *keys: str) -> None:
+        """The keys that may be here. Call it before any other; refuses what else is here."""
+        self._known = keys
+        for key in self._data:
+            if key in keys:
+                continue
+            close = difflib.get_close_matches(key.lower(), keys, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else "remove it"
+            raise self.error(key, f"unknown key; {hint} (known here: {', '.join(sorted(keys))})")
 
     def text(self, key: str, default: str | None = None, *, of: re.Pattern[str], form: str) -> str:
         """A string that matches `of`; `form` describes it in an error."""
@@ -59,7 +70,7 @@ class Table:
 
     def flag(self, key: str, *, default: bool) -> bool:
         """True or false."""
-        self._known.add(key)
+        self._check_known(key)
         value = self._data.get(key, default)
         if not isinstance(value, bool):
             raise self.error(key, f"expected true or false, found {_type_name(type(value))}")
@@ -67,10 +78,10 @@ class Table:
 
     def seconds(self, key: str, default: float, low: float, high: float) -> float:
         """A number of seconds from `low` to `high`."""
-        value = float(self._take(key, (int, float), default))
+        value: int | float = self._take(key, (int, float), default)
         if not low <= value <= high:
-            raise self.error(key, f"{value} is out of range; expected {low} to {high} seconds")
-        return value
+            raise self.error(key, f"{value} is out of range; expected {low:g} to {high:g} seconds")
+        return float(value)
 
     def address(self, key: str) -> IPv4Address:
         """An IPv4 address."""
@@ -84,7 +95,8 @@ class Table:
         """A list of IPv4 addresses; empty if it is absent."""
         values = self._take(key, list, [])
         try:
-            return tuple(IPv4Address(value) for value in values)
+            # As text: a number would be taken for an address, too.
+            return tuple(IPv4Address(str(value)) for value in values)
         except ValueError as error:
             raise self.error(
                 key, f'expected a list such as ["192.0.2.1", "192.0.2.2"] ({error})'
@@ -102,28 +114,22 @@ class Table:
 
     def table(self, key: str) -> Table:
         """A sub-table; an empty one if it is absent."""
+        if isinstance(self._data.get(key), list):
+            raise self.error(key, f"there is only one; write [{self._head(key)}]")
         return Table(self._take(key, dict, {}), self.name(key))
 
     def tables(self, key: str) -> list[Table]:
         """An array of tables; empty if it is absent."""
+        if isinstance(self._data.get(key), dict):
+            raise self.error(key, f"there may be several; write [[{self._head(key)}]]")
         items = self._take(key, list, [])
         for item in items:
             if not isinstance(item, dict):
-                raise self.error(key, f"expected tables; write [[{self.name(key)}]]")
+                raise self.error(key, f"expected tables; write [[{self._head(key)}]]")
         return [Table(item, f"{self.name(key)}[{i}]") for i, item in enumerate(items)]
 
-    def finish(self) -> None:
-        """Refuse what no reader has asked for."""
-        for key in self._data:
-            if key in self._known:
-                continue
-            close = difflib.get_close_matches(key, self._known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else "remove it"
-            known = ", ".join(sorted(self._known))
-            raise self.error(key, f"unknown key; {hint} (known here: {known})")
-
     def _take(self, key: str, type_: type | tuple[type, ...], default: Any) -> Any:  # noqa: ANN401
-        self._known.add(key)
+        self._check_known(key)
         if key not in self._data:
             if default is None:
                 raise self.error(key, "is missing; set it")
@@ -132,6 +138,14 @@ class Table:
         if not isinstance(value, type_) or isinstance(value, bool):
             raise self.error(key, f"expected {_type_name(type_)}, found {_type_name(type(value))}")
         return value
+
+    def _head(self, key: str) -> str:
+        """What stands between the brackets of a table: no places in lists."""
+        return re.sub(r"\[\d+\]", "", self.name(key))
+
+    def _check_known(self, key: str) -> None:
+        if key not in self._known:
+            raise LookupError(f"{self.name(key)} is read, but wasn't expected")
 
 
 def _type_name(type_: type | tuple[type, ...]) -> str:

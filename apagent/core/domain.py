@@ -27,6 +27,7 @@ prerouting and forwarding; major 6170 ("ap" in ASCII) keeps it apart from any re
 TABLES_PER_NETWORK = 256
 OWN_MARKS = 1
 """Numbers in the mark that are neither a peer's nor a zone's (`Domain.here_mark`)."""
+_LIMITED_BROADCAST = IPv4Address("255.255.255.255")
 
 
 def tunnel_mac(ap: ApId) -> Mac:
@@ -39,6 +40,17 @@ def tunnel_address(ap: ApId, range_: IPv4Network) -> IPv4Address:
     """An AP's address inside the tunnel, derived from its id: any host address of `range_`."""
     digest = hashlib.sha256(b"apagent tunnel " + ap.encode()).digest()
     return range_[1 + int.from_bytes(digest[5:13], "big") % (range_.num_addresses - 2)]
+
+
+def no_host(address: IPv4Address) -> str:
+    """Why no host can have the address, as "a loopback address"; empty: one can."""
+    if address.is_multicast:
+        return "a multicast address"
+    if address.is_loopback:
+        return "a loopback address"
+    if address.is_unspecified:
+        return "the unspecified address"
+    return "the broadcast address" if address == _LIMITED_BROADCAST else ""
 
 
 def allocate_numbers(

@@ -16,7 +16,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from apagent.core.digest import BUCKETS, FeedDigest
-from apagent.core.domain import Network
+from apagent.core.domain import Network, no_host
 from apagent.core.feed import MAX_CHANGES, FeedDelta, FeedSnapshot
 from apagent.core.model import (
     AnchorMode,
@@ -52,7 +52,6 @@ _MODES = {
     pb.NetworkAnchor.MODE_NO_UPLINK: AnchorMode.NO_UPLINK,
 }
 _MODE_NUMBERS = {mode: number for number, mode in _MODES.items()}
-_LIMITED_BROADCAST = IPv4Address("255.255.255.255")
 _MAC_SIZE = 6
 _MAC_GROUP_BIT = 0x01
 """Least significant bit of the first octet: a group address (IEEE 802, clause 8.2)."""
@@ -190,7 +189,7 @@ class PeerReader:
             address = _address(nat.address)
             if scope is None or scope.name not in self._movable:
                 self._refuse(f"{address} of {nat.network!r:.40}, which has no takeover here")
-            elif scope.covers(nat.address) or not _may_be_a_hosts(address):
+            elif scope.covers(nat.address) or no_host(address) or address.is_link_local:
                 self._refuse(f"{address}, which can't be a NAT address of {scope.name}")
             else:
                 yield NatAddress(scope.name, address)
@@ -315,16 +314,6 @@ def _ap(text: str) -> ApId | None:
 
 def _nat_address(nat: NatAddress) -> pb.NatAddress:
     return pb.NatAddress(network=nat.network, address=int(nat.address))
-
-
-def _may_be_a_hosts(address: IPv4Address) -> bool:
-    return not (
-        address.is_multicast
-        or address.is_loopback
-        or address.is_unspecified
-        or address.is_link_local
-        or address == _LIMITED_BROADCAST
-    )
 
 
 def _mac_untrusted(mac: bytes) -> Mac:

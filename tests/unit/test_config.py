@@ -101,14 +101,132 @@ def test_both_sides_derive_the_same_tunnel_address() -> None:
             "tunnel.underlay: 10.77.0.9 is inside networks[0].prefix",
         ),
         ("[[networks]]", "[[netwrks]]", "netwrks: unknown key; did you mean 'networks'?"),
-        ("[[peers]]", "[peers]", "peers: expected a list, found a table"),
+        ("[[peers]]", "[peers]", "peers: there may be several; write [[peers]]"),
+        ("[ap]", "[[ap]]", "ap: there is only one; write [ap]"),
         ("[ap]", "[ap", "not valid TOML"),
+        ("vni = 77", "vni = " + "7" * 5000, "not valid TOML"),
+        ("vni = 77", "Vni = 77", "networks[0].Vni: unknown key; did you mean 'vni'?"),
     ],
 )
 def test_a_refusal_names_the_key_and_the_fault(old: str, new: str, expected: str) -> None:
     with pytest.raises(ConfigError) as refusal:
         parse(GOOD.replace(old, new, 1))
     assert str(refusal.value).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("key", "misspelt", "table"),
+    [
+        ("id", "idd", "ap"),
+        ("underlay", "underly", "tunnel"),
+        ("address", "adress", "peers[0]"),
+        ("gateway", "gatway", "networks[0]"),
+        ("uplink", "uplnk", "networks[0]"),
+        ("client_interface", "client-interface", "networks[0]"),
+    ],
+)
+def test_a_required_key_that_is_misspelt_is_recognised(key: str, misspelt: str, table: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        parse(GOOD.replace(f"\n{key} = ", f"\n{misspelt} = ", 1))
+    expected = f"{table}.{misspelt}: unknown key; did you mean '{key}'?"
+    assert str(refusal.value).startswith(expected)
+
+
+def test_a_required_key_that_is_missing_is_not_taken_for_a_longer_one() -> None:
+    text = GOOD.replace('uplink = "wan"', 'uplink_probes = ["198.51.100.1"]')
+    with pytest.raises(ConfigError, match=r"^networks\[0\]\.uplink: is missing; set it$"):
+        parse(text)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        (
+            '"10.77.0.1"',
+            '"10.77.0.0"',
+            "networks[0].gateway: 10.77.0.0 is the network address of 10.77.0.0/16; use one that",
+        ),
+        (
+            '"10.77.0.1"',
+            '"10.77.255.255"',
+            "networks[0].gateway: 10.77.255.255 is the broadcast address of 10.77.0.0/16; use one",
+        ),
+        ('"10.77.0.1"', '"224.0.0.1"', "networks[0].gateway: 224.0.0.1 is a multicast address; "),
+        ("10.77.0.0/16", "10.77.0.1", "networks[0].prefix: 10.77.0.1/32 has no room for clients; "),
+        (
+            '"masquerade"',
+            '"10.77.3.1"',
+            "networks[0].nat: 10.77.3.1 is inside networks[0].prefix 10.77.0.0/16, and would be",
+        ),
+        ('"masquerade"', '"239.1.1.1"', "networks[0].nat: 239.1.1.1 is a multicast address; use"),
+        ('"masquerade"', '"127.0.0.1"', "networks[0].nat: 127.0.0.1 is a loopback address; use"),
+        ('"masquerade"', '"0.0.0.0"', "networks[0].nat: 0.0.0.0 is the unspecified address; use"),
+        (
+            '"masquerade"',
+            '"255.255.255.255"',
+            "networks[0].nat: 255.255.255.255 is the broadcast address; use one that a host can",
+        ),
+        (
+            '"masquerade"',
+            f'"{tunnel_address(ApId("ap2"), IPv4Network("100.127.0.0/16"))}"',
+            "networks[0].nat: 100.127.72.255 is peers[0].tunnel_address too; use another",
+        ),
+        (
+            'nat = "masquerade"',
+            'nat = "10.99.0.2"\ntakeover = true',
+            "networks[0].nat: 10.99.0.2 is used by peers[0].underlay too; with takeover use an",
+        ),
+        (
+            'nat = "masquerade"',
+            'nat = "169.254.1.1"\ntakeover = true',
+            "networks[0].nat: 169.254.1.1 is link-local; with takeover use another",
+        ),
+        (
+            '"masquerade"',
+            '"masquerade"\nuplink_probes = [1, 2]',
+            "networks[0].uplink_probes: expec",
+        ),
+        (
+            '"masquerade"',
+            '"masquerade"\nuplink_probes = ["0.0.0.0"]',
+            "networks[0].uplink_probes: 0.0.0.0 is the unspecified address; use one that a host",
+        ),
+        (
+            'underlay = "10.99.0.2"',
+            'underlay = "10.77.0.2"',
+            "peers[0].underlay: 10.77.0.2 is inside networks[0].prefix 10.77.0.0/16; use an addre",
+        ),
+        (
+            'underlay = "10.99.0.1"',
+            'underlay = "127.0.0.1"',
+            "tunnel.underlay: 127.0.0.1 is a loopback address; use one that a host can have",
+        ),
+        (
+            '"10.99.0.2:7411"',
+            '"10.99.0.1:7411"',
+            "peers[0].address: 10.99.0.1:7411 is used by peering.listen too; give each AP its own",
+        ),
+        (
+            '"10.99.0.2:7411"',
+            '"10.99.0.256:7411"',
+            "peers[0].address: 10.99.0.256 is neither an IPv4 address nor a name",
+        ),
+    ],
+)
+def test_addresses_that_can_not_work_are_refused(old: str, new: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        parse(GOOD.replace(old, new, 1))
+    assert str(refusal.value).startswith(expected)
+
+
+def test_a_nat_address_inside_another_network_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^networks\[0\]\.nat: .* inside networks\[1\]\.prefix"):
+        parse(GOOD.replace('"masquerade"', '"10.78.3.1"') + SECOND)
+
+
+def test_an_uplink_that_is_the_underlay_may_be_translated_to() -> None:
+    nat = IPv4Address("10.99.0.1")
+    assert parse(GOOD.replace('"masquerade"', f'"{nat}"')).networks[0].nat_address == nat
 
 
 @pytest.mark.parametrize(
@@ -129,7 +247,7 @@ def test_networks_may_not_share(old: str, new: str, expected: str) -> None:
 def test_networks_with_takeover_have_a_nat_address_each() -> None:
     takeover = 'takeover = true\nnat = "203.0.113.21"\n'
     first = GOOD.replace('nat = "masquerade"\n', takeover)
-    with pytest.raises(ConfigError, match=r"^networks\[1\]\.nat: .* used by networks\[0\] too"):
+    with pytest.raises(ConfigError, match=r"^networks\[1\]\.nat: .* used by networks\[0\]\.nat"):
         parse(first + SECOND + takeover)
     assert parse(first + SECOND + takeover.replace("21", "22")).networks[1].takeover
 
@@ -154,6 +272,18 @@ def test_port_forwards() -> None:
     ("text", "expected"),
     [
         (FORWARD.replace("10.77.1.5", "10.78.0.1"), "networks[0].forwards[0].client: 10.78.0.1 is"),
+        (
+            FORWARD.replace("10.77.1.5", "10.77.0.1"),
+            "networks[0].forwards[0].client: 10.77.0.1 is the gateway's address; use a client's",
+        ),
+        (
+            FORWARD.replace("10.77.1.5", "10.77.0.0"),
+            "networks[0].forwards[0].client: 10.77.0.0 is the network address; use a client's",
+        ),
+        (
+            FORWARD.replace("[[networks.forwards]]", "[networks.forwards]"),
+            "networks[0].forwards: there may be several; write [[networks.forwards]]",
+        ),
         (FORWARD + FORWARD, "networks[0].forwards[1].port: 8080 on wan is taken by networks[0].fo"),
         (FORWARD + "protocol = 'sctp'\n", "networks[0].forwards[0].protocol: 'sctp' is unknown"),
         (f"zone = 1\n{FORWARD}", "networks[0].zone: a network with a zone can't have forwards"),
@@ -208,6 +338,8 @@ def test_load_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=rf"^{path}: ap\.id: is missing"):
         load(path)
     path.write_text(GOOD)
+    assert load(path).ap == "ap1"
+    path.write_text(GOOD, encoding="utf-8-sig")
     assert load(path).ap == "ap1"
 
 

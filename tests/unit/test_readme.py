@@ -35,17 +35,27 @@ ROWS = dict(re.findall(r"^\| `([a-z_.\[\]]+)` \| [^|]+ \| ([^|]+) \|", README, r
 
 
 def known_keys(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """Every key that `parse` looks for, by its full name, `[]` for a place in a list."""
+    """Every key that `parse` expects and reads, by its full name, `[]` for a place in a list."""
     known: set[str] = set()
-    finish = Table.finish
+    expected: set[str] = set()
+    expect, check_known = Table.expect, Table._check_known
 
-    def noting(table: Table) -> None:
-        known.update(re.sub(r"\[\d+\]", "[]", table.name(key)) for key in table._known)
-        finish(table)
+    def full_name(table: Table, key: str) -> str:
+        return re.sub(r"\[\d+\]", "[]", table.name(key))
+
+    def noting_expected(table: Table, *keys: str) -> None:
+        expected.update(full_name(table, key) for key in keys)
+        expect(table, *keys)
+
+    def noting(table: Table, key: str) -> None:
+        known.add(full_name(table, key))
+        check_known(table, key)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Table, "finish", noting)
+        patch.setattr(Table, "expect", noting_expected)
+        patch.setattr(Table, "_check_known", noting)
         parse(EXAMPLE + FORWARD)
+    assert known == expected
     return {key for key in known if "." in key and key != "networks[].forwards"}
 
 
