@@ -180,8 +180,13 @@ def _dead(record: Record, timeline: Timeline, ap: str, anchor: str) -> Spans:
         waits = record.moves and not unfit.within(begin, end)
         return FORSAKEN_S if waits else DEAD_S
 
+    def seen(end: float) -> float:
+        """When the end of a cut may be seen: an agent that is out of action doesn't see it."""
+        out = [until for since, until in timeline.mute[ap] if since <= end + ALIVE_S]
+        return max([end, *out[-1:]])
+
     return spans(
-        (begin + patience(begin, end), end + 1.0)
+        (begin + patience(begin, end), seen(end) + 1.0)
         for begin, end in cut
         if end - begin >= patience(begin, end)
     )

@@ -107,6 +107,15 @@ def test_a_tunnel_that_was_cut() -> None:
     assert why(reset(22), timeline(cut("ap1", "ap2", Way.TUNNEL, 19, 25))) == ""
 
 
+def test_the_end_of_a_cut_is_seen_by_an_agent_at_work() -> None:
+    mended = cut("ap2", "ap1", Way.TUNNEL, 19, 25)
+    frozen, later = (fault(Trouble.FREEZE, "ap2", begin, begin + 5) for begin in (24, 28))
+    assert why(reset(30.5), timeline(mended, home="ap2")) == ""
+    assert "no tunnel" in why(reset(30.5), timeline(mended, frozen, home="ap2"))
+    assert why(reset(36), timeline(mended, frozen, home="ap2")) == ""
+    assert why(reset(30.5), timeline(mended, later, home="ap2")) == ""
+
+
 def test_a_flow_that_could_not_be_learned() -> None:
     silent = cut("ap1", "ap2", Way.CONTROL, 9, 30)
     new: Any = {"asked": 10.0, "opened": 10.0}
