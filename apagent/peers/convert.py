@@ -95,14 +95,14 @@ class PeerReader:
         for table in message.tables:
             scope = self._scopes.get(NetworkName(table.network))
             if scope is None:
-                self._refuse(
+                self.refuse(
                     f"sessions of a network {table.network!r:.40} that isn't configured here",
                     count_untrusted(table),
                 )
                 continue
             changes = tables.setdefault(scope.name, {})
             try:
-                read_table_untrusted(table, scope, changes, self._refuse)
+                read_table_untrusted(table, scope, changes, self.refuse)
             except PeerFault as fault:
                 raise PeerFault(f"peer {self._peer}: sent {fault}") from None
         anchor = self._anchor_untrusted(message.anchor) if message.HasField("anchor") else None
@@ -127,7 +127,7 @@ class PeerReader:
             try:
                 yield self._claim_untrusted(claim)
             except PeerFault as fault:
-                self._refuse(f"a claim of {claim.mac[:_MAC_SIZE].hex(':')}: {fault}")
+                self.refuse(f"a claim of {claim.mac[:_MAC_SIZE].hex(':')}: {fault}")
 
     def _claim_untrusted(self, claim: pb.Claim) -> Claim:
         scope = self._scopes.get(NetworkName(claim.network))
@@ -165,7 +165,7 @@ class PeerReader:
         for network in networks:
             scope = self._scopes.get(NetworkName(network.network))
             if scope is None:
-                self._refuse(f"to anchor in {network.network!r:.40}, which isn't configured here")
+                self.refuse(f"to anchor in {network.network!r:.40}, which isn't configured here")
                 continue
             nat = pb.NatAddress(network=network.network, address=network.nat)
             movable = self._nat_addresses_untrusted([nat]) if network.nat else iter(())
@@ -177,7 +177,7 @@ class PeerReader:
         for hold in holds:
             for nat in self._nat_addresses_untrusted([hold.nat]):
                 if hold.generation >= GENERATION_LIMIT:
-                    self._refuse(f"to hold {nat} with a generation out of range")
+                    self.refuse(f"to hold {nat} with a generation out of range")
                     continue
                 offered_to, successor = _ap(hold.offered_to), _ap(hold.successor)
                 yield Hold(nat, hold.generation, offered_to, successor)
@@ -188,13 +188,14 @@ class PeerReader:
             scope = self._scopes.get(NetworkName(nat.network))
             address = _address(nat.address)
             if scope is None or scope.name not in self._movable:
-                self._refuse(f"{address} of {nat.network!r:.40}, which has no takeover here")
+                self.refuse(f"{address} of {nat.network!r:.40}, which has no takeover here")
             elif scope.covers(nat.address) or no_host(address) or address.is_link_local:
-                self._refuse(f"{address}, which can't be a NAT address of {scope.name}")
+                self.refuse(f"{address}, which can't be a NAT address of {scope.name}")
             else:
                 yield NatAddress(scope.name, address)
 
-    def _refuse(self, what: str, count: int = 1) -> None:
+    def refuse(self, what: str, count: int = 1) -> None:
+        """Count `count` refused statements, and log it if that wasn't done just now."""
         self.refused += count
         self._unlogged += count
         now = self._now()

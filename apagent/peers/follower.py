@@ -14,15 +14,18 @@ from apagent.core.digest import Buckets, bucket_count, feed_digest
 from apagent.core.domain import Network
 from apagent.core.engine import PeerState
 from apagent.core.events import PeerConnected, PeerDelta, PeerDisconnected, PeerPart, PeerSnapshot
-from apagent.core.model import ApId, NetworkName
+from apagent.core.model import ApId, FlowKey, NetworkName
 from apagent.core.session_tables import SessionTables
 from apagent.errors import PeerFault
 from apagent.peers import versions
-from apagent.peers.convert import PeerReader, Statements, digest_message
+from apagent.peers.convert import PeerReader, Statements, Tables, digest_message
 from apagent.peers.snapshot import SnapshotParts
 from apagent.v1 import peer_pb2 as pb
 
 PeerEvent = PeerConnected | PeerPart | PeerSnapshot | PeerDelta | PeerDisconnected
+
+MAX_SESSIONS = 4_000_000
+"""Sessions of one peer: about 600 MB here, and far beyond what one AP's conntrack holds."""
 
 _PART = pb.FeedMessage.KIND_SNAPSHOT_PART
 _ENDS = (pb.FeedMessage.KIND_SNAPSHOT_END, pb.FeedMessage.KIND_DIFFERENCE_END)
@@ -39,6 +42,7 @@ class Follower:
         peer: ApId,
         networks: Iterable[Network],
         tables: Mapping[NetworkName, SessionTables],
+        max_sessions: int = MAX_SESSIONS,
     ) -> None:
         self.peer = peer
         self.state = PeerState.CONNECTING
@@ -58,6 +62,7 @@ class Follower:
         """Sessions that were received, opened or closed, in any kind of message."""
         self._reader = PeerReader(peer, networks)
         self._tables = tables
+        self._max_sessions = max_sessions
         self._connected = False
         self._parts: SnapshotParts | None = None
         self._buckets = 0
@@ -84,9 +89,8 @@ class Follower:
             protocol_version=versions.HIGHEST,
         )
         if self.epoch and versions.HIGHEST >= versions.WITH_DIFFERENCES:
-            held = sum(len(tables.table(self.peer)) for tables in self._tables.values())
             digests = {name: tables.digest(self.peer) for name, tables in self._tables.items()}
-            self._buckets = bucket_count(held)
+            self._buckets = bucket_count(self._held())
             request.held.CopyFrom(digest_message(feed_digest(digests, self._buckets)))
         return request
 
@@ -95,7 +99,9 @@ class Follower:
         statements = self._reader.read_untrusted(message)
         self.version = message.protocol_version
         self.changes += sum(map(len, statements.tables.values()))
-        if message.kind == pb.FeedMessage.KIND_DELTA:
+        is_delta = message.kind == pb.FeedMessage.KIND_DELTA
+        self._refuse_beyond_bound(statements.tables, closes=is_delta)
+        if is_delta:
             yield from self._take_delta_untrusted(message, statements)
         elif message.kind == _PART or message.kind in _ENDS:
             yield from self._take_snapshot_untrusted(message, statements)
@@ -113,6 +119,31 @@ class Follower:
     def start_over(self) -> None:
         """Forget the position: the peer said what can't be, so let it say everything again."""
         self.epoch = self.sequence = 0
+
+    def _held(self) -> int:
+        return sum(len(tables.table(self.peer)) for tables in self._tables.values())
+
+    def _refuse_beyond_bound(self, tables: Tables, *, closes: bool) -> None:
+        """Take out the sessions for which there is no room; what a message `closes` makes some.
+
+        They are missing here until a snapshot says them again and finds room. Each subscription
+        asks once for what differs, so that they are no reason for another one.
+        """
+        if self._held() + sum(map(len, tables.values())) <= self._max_sessions:
+            return
+        room = self._max_sessions - self._held()
+        new: list[tuple[NetworkName, FlowKey]] = []
+        for network, changes in tables.items():
+            held = self._tables[network].table(self.peer)
+            if closes:
+                room += sum(nat is None and key in held for key, nat in changes.items())
+            new += [(network, k) for k, nat in changes.items() if nat is not None and k not in held]
+        beyond = new[max(0, room) :]
+        for network, key in beyond:
+            del tables[network][key]
+        if beyond:
+            what = f"a session beyond the {self._max_sessions} that one AP may have"
+            self._reader.refuse(what, len(beyond))
 
     def _take_delta_untrusted(
         self, message: pb.FeedMessage, statements: Statements

@@ -1,4 +1,4 @@
-"""A peer's snapshot while its parts come in."""
+"""A peer's snapshot while its parts come in. Of sessions it gets what there is room for."""
 
 from __future__ import annotations
 
@@ -21,8 +21,6 @@ from apagent.core.session_tables import SessionTables
 from apagent.errors import PeerFault
 from apagent.peers.convert import Statements
 
-MAX_SESSIONS = 4_000_000
-"""Sessions in one snapshot: about 600 MB here, and far beyond what one AP's conntrack holds."""
 MAX_CLAIMS = 1_000_000
 MAX_CHANGES = 1024
 """Changes in one piece of what a snapshot's end brings: about 5 ms to apply."""
@@ -31,16 +29,13 @@ _NO_GENERATION = bytes(4)
 
 
 class SnapshotParts:
-    """Gathers the parts of one snapshot, within bounds."""
+    """Gathers the parts of one snapshot."""
 
-    def __init__(
-        self, peer: ApId, epoch: int, sequence: int, max_sessions: int = MAX_SESSIONS
-    ) -> None:
+    def __init__(self, peer: ApId, epoch: int, sequence: int) -> None:
         self.claims: list[Claim] = []
         self._said: dict[NetworkName, set[FlowKey]] = {}
         self._peer = peer
         self._position = (epoch, sequence)
-        self._max_sessions = max_sessions
 
     def add_untrusted(
         self, epoch: int, sequence: int, statements: Statements
@@ -61,12 +56,8 @@ class SnapshotParts:
             if opened:
                 part[network] = opened
         self.claims.extend(statements.claims)
-        sessions = sum(map(len, self._said.values()))
-        if sessions > self._max_sessions or len(self.claims) > MAX_CLAIMS:
-            raise PeerFault(
-                f"peer {self._peer}: its snapshot is larger than {self._max_sessions} sessions "
-                f"or {MAX_CLAIMS} claims"
-            )
+        if len(self.claims) > MAX_CLAIMS:
+            raise PeerFault(f"peer {self._peer}: its snapshot is larger than {MAX_CLAIMS} claims")
         return part
 
     def rest(

@@ -35,7 +35,7 @@ from apagent.errors import ApagentError, NeedsError, PeerFault
 from apagent.peers import client, versions
 from apagent.peers.client import Backoff, PeerSubscription
 from apagent.peers.convert import Statements
-from apagent.peers.follower import Follower, PeerEvent
+from apagent.peers.follower import MAX_SESSIONS, Follower, PeerEvent
 from apagent.peers.keepalive import Keepalive
 from apagent.peers.server import PeerFeedServer
 from apagent.peers.snapshot import SnapshotParts
@@ -106,11 +106,11 @@ class PeerAp:
 class Subscriber:
     """The subscription under test, its events, and a way to wait for one."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, max_sessions: int = MAX_SESSIONS) -> None:
         self.events: list[PeerEvent] = []
         self._news = asyncio.Event()
         self.tables = {LAN: SessionTables(ME, [PEER])}
-        self.feed = Follower(PEER, [NETWORK], self.tables)
+        self.feed = Follower(PEER, [NETWORK], self.tables, max_sessions)
         self.subscription = PeerSubscription(
             ME,
             Endpoint(LOOPBACK, port),
@@ -156,8 +156,8 @@ async def started(ap: PeerAp) -> AsyncIterator[PeerAp]:
 
 
 @asynccontextmanager
-async def running(port: int) -> AsyncIterator[Subscriber]:
-    subscriber = Subscriber(port)
+async def running(port: int, max_sessions: int = MAX_SESSIONS) -> AsyncIterator[Subscriber]:
+    subscriber = Subscriber(port, max_sessions)
     task = asyncio.create_task(subscriber.subscription.run(), name="subscription under test")
     try:
         yield subscriber
@@ -535,11 +535,81 @@ def test_bytes_that_are_no_message_break_the_feed_and_no_more() -> None:
     asyncio.run(main())
 
 
-def test_a_snapshot_is_bounded() -> None:
-    parts = SnapshotParts(PEER, 1, 1, max_sessions=2)
-    parts.add_untrusted(1, 1, Statements({LAN: {key(1): NAT, key(2): NAT}}, ()))
-    with pytest.raises(PeerFault, match="larger than 2 sessions"):
-        parts.add_untrusted(1, 1, Statements({LAN: {key(3): NAT}}, ()))
+@asynccontextmanager
+async def bounded(ap: PeerAp, max_sessions: int) -> AsyncIterator[Subscriber]:
+    """A subscriber that holds so many of the peer's sessions, and no more."""
+    async with started(ap), running(ap.port, max_sessions) as subscriber:
+        await subscriber.until(lambda: subscriber.feed.snapshots == 1)
+        yield subscriber
+
+
+async def reconnected(ap: PeerAp, subscriber: Subscriber) -> None:
+    """Break the feed, so that it has to begin with what differs."""
+    feed, before = subscriber.feed, subscriber.feed.differences
+    await ap.stop()
+    await subscriber.until(lambda: feed.state is PeerState.LOST)
+    ap.log = FeedLog(ap.log.epoch + 1, ap.contents)
+    await ap.start()
+    await subscriber.until(lambda: feed.differences > before)
+
+
+@pytest.mark.parametrize("in_snapshot", [False, True])
+def test_sessions_beyond_the_bound_are_refused_and_the_feed_goes_on(
+    in_snapshot: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        ap = PeerAp()
+        if in_snapshot:
+            ap.open(1, 2, 3, 4, 5)
+        async with bounded(ap, 3) as subscriber:
+            if not in_snapshot:
+                ap.open(1, 2, 3, 4)
+                ap.open(5)
+            await subscriber.until(lambda: subscriber.feed.refused == 2)
+            ap.change({key(2): OTHER_NAT})
+            ap.change({key(1): None, key(6): NAT, key(7): NAT})
+            await subscriber.until(lambda: subscriber.feed.refused == 3)
+            assert subscriber.sessions == {key(2): OTHER_NAT, key(3): NAT, key(6): NAT}
+            assert subscriber.feed.in_sync
+            assert not any(isinstance(event, PeerDisconnected) for event in subscriber.events)
+
+    asyncio.run(main())
+    (line,) = (r.getMessage() for r in caplog.records if "refused" in r.getMessage())
+    assert "beyond the 3 that one AP may have" in line
+
+
+def test_what_was_refused_is_no_reason_for_snapshot_after_snapshot() -> None:
+    async def main() -> None:
+        ap = PeerAp()
+        ap.open(1, 2, 3, 4, 5)
+        async with bounded(ap, 3) as subscriber:
+            feed = subscriber.feed
+            await reconnected(ap, subscriber)
+            assert feed.refused > 2
+            ap.change({key(1): stamped(NAT, 7)})
+            await subscriber.until(lambda: feed.deltas == 1)
+            assert (feed.snapshots, feed.differences, feed.in_sync) == (1, 1, True)
+            assert len(subscriber.sessions) == 3
+
+            ap.change({key(2): None, key(3): None})
+            await subscriber.until(lambda: feed.deltas == 2)
+            await reconnected(ap, subscriber)
+            assert subscriber.sessions == ap.sessions
+            ours, theirs = subscriber.tables[LAN].digest(PEER), ap.tables[LAN].digest(PEER)
+            assert ours.total() == theirs.total()
+
+    asyncio.run(main())
+
+
+def test_what_a_snapshot_calls_closed_makes_no_room() -> None:
+    tables = {LAN: SessionTables(ME, [PEER])}
+    feed = Follower(PEER, [NETWORK], tables, max_sessions=2)
+    for port in range(1, 9):
+        said = {"network": LAN, "opened": [_session(port)], "closed": [_session(1)["flow"]]}
+        for event in feed.take_untrusted(sent("KIND_SNAPSHOT_PART", sequence=1, tables=[said])):
+            take_in(tables, event)
+    assert len(tables[LAN].table(PEER)) == 2
+    assert feed.refused == 6
 
 
 def test_parts_of_different_snapshots_do_not_mix() -> None:
