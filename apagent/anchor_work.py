@@ -12,7 +12,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import islice
 
-from apagent.core.effects import AdoptFlows, DefendAddress, Effect, PokeClients, ProbeAddress
+from apagent.core.effects import (
+    AdoptFlows,
+    DefendAddress,
+    Effect,
+    LoosenFlows,
+    PokeClients,
+    ProbeAddress,
+)
 from apagent.core.events import (
     AddressConflict,
     AddressProbed,
@@ -40,7 +47,8 @@ POKED_A_TURN, POKE_PAUSE_S = 128, 0.02
 """Flows whose clients are roused at once, and the pause before the next: small frames, but each
 takes its time on the air."""
 ADOPTED_A_TURN = 2048
-"""Flows that are put into conntrack in one turn of the loop, some milliseconds' work."""
+"""Flows whose conntrack entries are made or changed in one turn of the loop, some milliseconds'
+work."""
 
 Later = Callable[[float, Callable[[], None]], object]
 
@@ -105,6 +113,8 @@ class AnchorWork:
                 self._guarded(lambda: self._segment.announce(nat))
             case AdoptFlows(nat, sessions):
                 self._adopt(nat, dict(sessions))
+            case LoosenFlows(flows):
+                self._loosen(iter(flows))
             case PokeClients(network, clients):
                 self._poke(network, clients)
                 self._later(POKE_AGAIN_S, partial(self._poke, network, clients))
@@ -164,6 +174,12 @@ class AnchorWork:
             self._emit(AddressProbed(nat, self._asked.pop(nat)))
 
     # --- flows
+
+    def _loosen(self, rest: Iterator[FlowKey]) -> None:
+        some = list(islice(rest, ADOPTED_A_TURN))
+        if some and not self._stopped:
+            self._guarded(lambda: self._flows.loosen(some))
+            self._later(0.0, partial(self._loosen, rest))
 
     def _poke(self, network: NetworkName, clients: Mapping[Mac, Iterable[FlowKey]]) -> None:
         self._poke_some(network, ((mac, flow) for mac, flows in clients.items() for flow in flows))

@@ -49,11 +49,12 @@ ASK_S = (0.0, 0.5)
 """When a client is asked whether it is here, for the same reason."""
 
 
-MOVED_S = 1.0
-"""How long flows are still translated here after their NAT address has moved to another AP. Packets
-come until all APs know, and without its entry a flow would be reset."""
+MOVED_S, MOVED_FLOW_S = 1.0, 50e-6
+"""How long flows are still translated here after all agents know that their NAT address has moved
+to another AP, and how much longer for each flow. Packets come until all kernels know, too, and
+without its entry a flow would be reset."""
 MOVED_ROUNDS = 60
-"""The same, in these seconds, where an AP can't know: its kernel is alive, but not its agent."""
+"""How often they are asked for, each `MOVED_S`: an agent may be down while its kernel is alive."""
 
 
 class Shell:
@@ -154,8 +155,7 @@ class Shell:
             case EndFlows() as lost:
                 moved = self._engine.moved_away(lost.network, lost.flows)
                 self._end(lost.network, set(lost.flows) - moved)
-                if moved:
-                    self._later(MOVED_S, partial(self._end_moved, lost.network, moved))
+                self._end_moved(lost.network, moved)
             case NoteSync():
                 self._attempt(kernel.release_hold)
             case _:
@@ -166,12 +166,20 @@ class Shell:
             self._attempt(lambda: self._flows.end(network, sorted(flows)))
 
     def _end_moved(
-        self, network: NetworkName, flows: Collection[FlowKey], rounds: int = MOVED_ROUNDS
+        self,
+        network: NetworkName,
+        flows: Collection[FlowKey],
+        rounds: int = MOVED_ROUNDS,
+        *,
+        all_know: bool = False,
     ) -> None:
         """End those that have not come back in the meantime, when nobody sends us their packets."""
         moved = self._engine.moved_away(network, flows)
-        if moved and rounds and self._engine.anchoring.has_deaf_peer:
+        if moved and rounds and self._engine.anchoring.is_moving(network):
             self._later(MOVED_S, partial(self._end_moved, network, moved, rounds - 1))
+        elif moved and not all_know:
+            delay_s = MOVED_S + MOVED_FLOW_S * len(moved)
+            self._later(delay_s, partial(self._end_moved, network, moved, rounds, all_know=True))
         else:
             self._end(network, moved)
 

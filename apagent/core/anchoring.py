@@ -19,6 +19,7 @@ from apagent.core.effects import (
     DefendAddress,
     Effect,
     EndFlows,
+    LoosenFlows,
     NoteAnchor,
     PokeClients,
     ProbeAddress,
@@ -86,10 +87,18 @@ class Anchoring:
         """What the kernel should hold of it, by network."""
         self._installed = dict(self.states)
 
-    @property
-    def has_deaf_peer(self) -> bool:
-        """Whether there is a peer whose kernel is alive, and that doesn't hear us."""
-        return bool(self.book.unheard - self.book.dead)
+    def is_moving(self, network: NetworkName) -> bool:
+        """Whether an address has left us of which not all can know where it is.
+
+        Its heir hasn't said yet that it has taken it, or a peer whose kernel is alive has no agent
+        that hears us.
+        """
+        moving = any(
+            self.book.hold_of(nat) is None and self.book.holder(nat) not in (None, self._me)
+            for nat in self.book.known()
+            if nat.network == network
+        )
+        return moving or bool(self.book.unheard - self.book.dead)
 
     # --- in
 
@@ -243,6 +252,10 @@ class Anchoring:
             case Want.ADOPT:
                 self._adopting[nat] = dict(self._movable(nat, decision.ap))
                 return [AdoptFlows(nat, dict(self._adopting[nat]))]
+            case Want.LOOSEN:
+                own = self._translated_to(nat, self._me)
+                flows = tuple(key for key in own if key[PROTOCOL_OFFSET] == TCP)
+                return [LoosenFlows(flows)] if flows else []
             case Want.END:
                 also = {} if decision.ap == NOBODY else self._translated_to(nat, decision.ap)
                 flows = tuple(key for key in self._translated_to(nat, self._me) if key not in also)

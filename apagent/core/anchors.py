@@ -56,6 +56,8 @@ class Want(Enum):
     """Ask on the uplink's segment who uses the address."""
     ADOPT = auto()
     """Put the flows that `ap` translates to the address into our conntrack table."""
+    LOOSEN = auto()
+    """Have conntrack be content with half of the packets of our flows of the address."""
     END = auto()
     """End our flows that are translated to the address."""
     DEFEND = auto()
@@ -286,6 +288,7 @@ class Anchors:
             self.book.mine.holds[nat] = replace(hold, offered_to=target)
             if target is not None:
                 self._note("offered", f"offers {nat} to {target}")
+                self._decisions.append(Decision(Want.LOOSEN, nat))
         if target is not None and nat in self.book.statements[target].ready:
             self._lose(nat, f"{target} goes on with it")
 

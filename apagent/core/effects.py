@@ -76,6 +76,18 @@ class EndFlows:
 
 
 @dataclass(frozen=True, slots=True)
+class LoosenFlows:
+    """Have conntrack check no windows of these TCP flows of ours any more.
+
+    Another AP is about to take their NAT address. For as long as not all APs know, packets of one
+    direction pass there and of the other here, and conntrack takes what acknowledges data that it
+    hasn't seen for invalid: that would be dropped.
+    """
+
+    flows: tuple[FlowKey, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class WelcomeClient:
     """A client has come to us: make its first packets succeed.
 
@@ -170,6 +182,7 @@ Effect = (
     | ForgetClient
     | AskClient
     | EndFlows
+    | LoosenFlows
     | WelcomeClient
     | ProbeAddress
     | DefendAddress

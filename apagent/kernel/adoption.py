@@ -81,15 +81,15 @@ def entries(sessions: Mapping[FlowKey, Nat]) -> Iterator[Message]:
         yield Message(_NEW, NLM_F_CREATE | NLM_F_EXCL, body, "adopting a flow")
 
 
-def refreshments(keys: Iterable[FlowKey]) -> Iterator[Message]:
-    """Requests for entries that are there already, of connections that were elsewhere meanwhile.
+def loosenings(keys: Iterable[FlowKey]) -> Iterator[Message]:
+    """Requests for entries that are there, of connections that are or were elsewhere, too.
 
-    What such an entry remembers of the windows is out of date.
+    What such an entry remembers of the windows is out of date, or soon will be.
     """
     liberal = _of_tcp(_liberal())
     for key in keys:
         if key[PROTOCOL_OFFSET] == TCP:
-            yield Message(_NEW, 0, _NFGEN_IPV4 + _port_tuples(key) + liberal, "continuing a flow")
+            yield Message(_NEW, 0, _NFGEN_IPV4 + _port_tuples(key) + liberal, "loosening a flow")
 
 
 def _port_tuples(key: FlowKey) -> bytes:

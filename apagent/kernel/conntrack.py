@@ -381,12 +381,15 @@ class LinuxFlowMonitor:
                     raise KernelFault(f"{Flow.of(keys[i])}: {fault}", fault.errno)
             there = {keys[i]: rest[keys[i]] for i in faults}
             rest = {k: nat for k, nat in there.items() if self._is_other(network, k, nat)}
-            ours = adoption.refreshments(there.keys() - rest.keys())
-            self._requests.request(ours, ignore=_GONE)
+            self.loosen(there.keys() - rest.keys())
             self.end(network, rest)
             self._end_strays(rest)
             if not rest:
                 return
+
+    def loosen(self, flows: Iterable[FlowKey]) -> None:
+        """Check no windows of these TCP flows any more; of no zone. Raises KernelFault."""
+        self._requests.request(adoption.loosenings(flows), ignore=_GONE)
 
     def _end_strays(self, sessions: Sessions) -> None:
         """End what is in the way of these flows: entries of packets that nobody translated.

@@ -228,6 +228,12 @@ class FlowMonitor(Protocol):
         then some of the flows may be adopted.
         """
 
+    def loosen(self, flows: Iterable[FlowKey]) -> None:
+        """Check no windows of these TCP flows any more: others see some of their packets.
+
+        Flows that are gone already are no error. Raises KernelFault.
+        """
+
     def close(self) -> None:
         """Close the sockets."""
 

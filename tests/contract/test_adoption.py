@@ -133,20 +133,21 @@ class Segment:
         self._give_address(self.s, 2)
         return sessions
 
-    def hand_over(self, *, to_s: bool) -> None:
+    def hand_over(self, *, to_s: bool, client_follows: bool = True) -> None:
         """One of them gives the address to the other, and keeps its entries for now."""
         giver, taker = (self.a, self.s) if to_s else (self.s, self.a)
         monitors = (self.monitor_a, self.monitor_s) if to_s else (self.monitor_s, self.monitor_a)
         monitors[1].adopt(LAN, monitors[0].dump()[LAN])
         run_inside(giver, "ip", "address", "del", f"{NAT_ADDRESS}/32", "dev", "wan")
-        self._give_address(taker, 2 if to_s else 1)
+        self._give_address(taker, 2 if to_s else 1, client_follows=client_follows)
 
-    def _give_address(self, pid: int, number: int) -> None:
+    def _give_address(self, pid: int, number: int, *, client_follows: bool = True) -> None:
         run_inside(pid, "ip", "address", "add", f"{NAT_ADDRESS}/32", "dev", "wan")
         with closing(inside(pid, partial(ArpAnnouncer, "wan"))) as announcer:
             announcer.tell_all([NAT_ADDRESS])
         route = ("default", "via", f"10.0.{number}.1", "src", str(CLIENT))
-        run_inside(self.client, "ip", "route", "replace", *route)
+        if client_follows:
+            run_inside(self.client, "ip", "route", "replace", *route)
 
     def _router(self, pid: int, name: str, outside: str, number: int, rule: str) -> None:
         setup = _ROUTER.format(
@@ -190,6 +191,16 @@ def test_a_tcp_connection_comes_back_to_an_entry_that_knows_an_old_window(segmen
         for one, other in ((server, client), (client, server)) * 100:
             one.sendall(b"data" * 2500)
             assert received(other, 10_000) == b"data" * 2500
+
+
+def test_a_connection_goes_on_while_each_router_sees_one_direction_only(segment: Segment) -> None:
+    """The server's packets go by S already, the client's still by A: it has been told to."""
+    client, server = segment.connection(PORT)
+    segment.monitor_a.loosen(list(segment.monitor_a.dump()[LAN]))
+    segment.hand_over(to_s=True, client_follows=False)
+    for one, other in ((server, client), (client, server)) * 100:
+        one.sendall(b"data" * 2500)
+        assert received(other, 10_000) == b"data" * 2500
 
 
 def test_without_its_entry_it_does_not(segment: Segment) -> None:

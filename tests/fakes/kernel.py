@@ -326,6 +326,7 @@ class FakeFlowMonitor(_Signal):
     def __init__(self) -> None:
         super().__init__()
         self.tables: dict[NetworkName, dict[FlowKey, Nat]] = {}
+        self.loose: set[FlowKey] = set()
         self._expired: list[tuple[NetworkName, FlowKey]] = []
         self._waiting: dict[NetworkName, dict[FlowKey, Nat | None]] = {}
 
@@ -361,6 +362,9 @@ class FakeFlowMonitor(_Signal):
             present = self.tables.get(network, {}).get(flow)
             if present is None or present[TRANSLATION] != nat[TRANSLATION]:
                 self.open_flow(network, flow, Nat(nat[TRANSLATION] + bytes(4) + nat[STATE:]))
+
+    def loosen(self, flows: Iterable[FlowKey]) -> None:
+        self.loose.update(flows)
 
     def end(self, network: NetworkName, flows: Iterable[FlowKey]) -> None:
         for flow in flows:

@@ -11,7 +11,7 @@ import pytest
 
 from apagent import anchor_work
 from apagent.anchor_work import AnchorWork
-from apagent.core.effects import AdoptFlows, DefendAddress, PokeClients, ProbeAddress
+from apagent.core.effects import AdoptFlows, DefendAddress, LoosenFlows, PokeClients, ProbeAddress
 from apagent.core.events import (
     AddressConflict,
     AddressProbed,
@@ -72,6 +72,9 @@ class Parts:
 
     def adopt(self, network: NetworkName, sessions: Mapping[FlowKey, Nat]) -> None:
         self._note("adopt", network, len(sessions))
+
+    def loosen(self, flows: Iterable[FlowKey]) -> None:
+        self._note("loosen", list(flows))
 
     def poke(self, network: NetworkName, clients: Mapping[Mac, Iterable[FlowKey]]) -> None:
         self._note("poke", network, clients)
@@ -189,6 +192,15 @@ def test_an_adoption_that_the_kernel_refuses_is_told(made: Made) -> None:
     made.others.fault = KernelFault("no room")
     made.work.carry_out(AdoptFlows(ADDRESS, {tcp(1): NAT}))
     assert made.events == [AdoptionFailed(ADDRESS, "no room")]
+
+
+def test_many_flows_are_loosened_in_parts(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(anchor_work, "ADOPTED_A_TURN", 2)
+    flows = tuple(map(tcp, range(1, 4)))
+    made.work.carry_out(LoosenFlows(flows))
+    assert made.others.calls == [("loosen", list(flows[:2]))]
+    made.clock.pass_s(0.0)
+    assert made.others.calls[1:] == [("loosen", [flows[2]])]
 
 
 def test_many_clients_are_roused_bit_by_bit(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:

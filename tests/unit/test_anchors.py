@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from apagent.core.anchor_book import AnchorBook
-from apagent.core.effects import DefendAddress, EndFlows, NoteAnchor, PokeClients, ProbeAddress
+from apagent.core.effects import (
+    DefendAddress,
+    EndFlows,
+    LoosenFlows,
+    NoteAnchor,
+    PokeClients,
+    ProbeAddress,
+)
 from apagent.core.events import (
     AddressConflict,
     ClientSeen,
@@ -206,6 +213,7 @@ def test_a_drain_moves_all_flows_and_new_ones_open_elsewhere() -> None:
     world.give(AP1, DrainRequested(drain=True))
     heir = successor(world, AP1)
     assert heir != AP1
+    assert LoosenFlows((tcp(1),)) in world.effects[AP1]
     assert world.flows(AP1) == set()
     assert world.flows(heir) == {tcp(1), udp(2)}
     assert world.way(AP1, tcp(1)) == heir

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -33,6 +34,8 @@ from apagent.core.model import (
 from apagent.reconcile import Reconciler
 from apagent.shell import Shell
 from tests.domains import ANN, ANN_IP, AP2, AP3, LAN, NAT, at, claim, domain, takeover, tcp
+
+ADDRESS = NatAddress(LAN, IPv4Address("203.0.113.21"))
 
 
 class Recorder:
@@ -124,11 +127,11 @@ def test_flows_whose_address_has_moved_end_when_all_may_know() -> None:
     """Until then packets of theirs come here, and are translated instead of reset."""
     recorder = Recorder()
     made = shell(recorder, networks=(takeover(),))
-    moving = Translation(IPv4Address("203.0.113.21"), 40000).packed
+    moving = Translation(ADDRESS.address, 40000).packed
     made.run([FlowsChanged(LAN, {tcp(1): moving, tcp(2): NAT})])
     recorder.planned.clear()
     recorder.done.clear()
-    hold = Hold(NatAddress(LAN, IPv4Address("203.0.113.21")), 9)
+    hold = Hold(ADDRESS, 9)
     both = {tcp(1): stamped(moving, 0), tcp(2): at(0)}
     made.run([PeerDelta(AP2, 9, {LAN: both}, anchor=AnchorStatement(holds=(hold,)))])
     assert recorder.ended == [(tcp(2),)]
@@ -140,11 +143,10 @@ def test_flows_whose_address_has_moved_end_when_all_may_know() -> None:
 def with_a_flow_that_moves(recorder: Recorder) -> tuple[Shell, PeerDelta]:
     """A shell that anchors `tcp(1)`, and what AP2 says when it has the flow's address."""
     made = shell(recorder, networks=(takeover(),))
-    address = NatAddress(LAN, IPv4Address("203.0.113.21"))
-    moving = Translation(address.address, 40000).packed
+    moving = Translation(ADDRESS.address, 40000).packed
     made.run([FlowsChanged(LAN, {tcp(1): moving})])
     recorder.planned.clear()
-    hold = AnchorStatement(holds=(Hold(address, 9),))
+    hold = AnchorStatement(holds=(Hold(ADDRESS, 9),))
     return made, PeerDelta(AP2, 9, {LAN: {tcp(1): stamped(moving, 0)}}, anchor=hold)
 
 
@@ -158,6 +160,22 @@ def test_flows_whose_address_has_moved_go_on_while_a_peer_cannot_know() -> None:
     assert recorder.ended == []
     made.run([PeerConnected(AP3), PeerSnapshot(AP3, 9)])
     recorder.planned[-1][1]()
+    assert recorder.ended == []
+    recorder.planned[-1][1]()
+    assert recorder.ended == [(tcp(1),)]
+
+
+def test_flows_go_on_until_the_heir_has_their_address() -> None:
+    recorder = Recorder()
+    made, taken = with_a_flow_that_moves(recorder)
+    ready = AnchorStatement(ready=frozenset({ADDRESS}))
+    made.run([replace(taken, anchor=ready)])
+    for _ in range(3):
+        recorder.planned[-1][1]()
+    assert recorder.ended == []
+    made.run([taken])
+    for _ in range(2):
+        recorder.planned[-1][1]()
     assert recorder.ended == [(tcp(1),)]
 
 
