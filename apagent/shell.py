@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import partial
 
 from apagent.core.effects import (
@@ -29,8 +29,8 @@ from apagent.core.effects import (
 from apagent.core.engine import Engine
 from apagent.core.events import Event
 from apagent.core.feed import FeedLog
-from apagent.core.model import FlowKey, NetworkName
 from apagent.errors import KernelFault
+from apagent.flow_ends import FlowEnds
 from apagent.kernel.port import DataPath, FlowMonitor
 from apagent.reconcile import Reconciler
 
@@ -47,14 +47,6 @@ or its keys are ready is lost, and the client would ask again only after a secon
 
 ASK_S = (0.0, 0.5)
 """When a client is asked whether it is here, for the same reason."""
-
-
-MOVED_S, MOVED_FLOW_S = 1.0, 50e-6
-"""How long flows are still translated here after all agents know that their NAT address has moved
-to another AP, and how much longer for each flow. Packets come until all kernels know, too, and
-without its entry a flow would be reset."""
-MOVED_ROUNDS = 60
-"""How often they are asked for, each `MOVED_S`: an agent may be down while its kernel is alive."""
 
 
 class Shell:
@@ -74,7 +66,7 @@ class Shell:
     ) -> None:
         self._engine = engine
         self._kernel = kernel
-        self._flows = flows
+        self._ends = FlowEnds(engine, flows, later)
         self._reconciler = reconciler
         self._feed = feed
         self._later = later
@@ -152,36 +144,12 @@ class Shell:
             case AskClient() as here:
                 for delay_s in ASK_S:
                     self._later(delay_s, partial(self._ask, here))
-            case EndFlows() as lost:
-                moved = self._engine.moved_away(lost.network, lost.flows)
-                self._end(lost.network, set(lost.flows) - moved)
-                self._end_moved(lost.network, moved)
+            case EndFlows():
+                self._ends.carry_out(effect)
             case NoteSync():
                 self._attempt(kernel.release_hold)
             case _:
                 self.carry_further(effect)
-
-    def _end(self, network: NetworkName, flows: Collection[FlowKey]) -> None:
-        if flows:
-            self._attempt(lambda: self._flows.end(network, sorted(flows)))
-
-    def _end_moved(
-        self,
-        network: NetworkName,
-        flows: Collection[FlowKey],
-        rounds: int = MOVED_ROUNDS,
-        *,
-        all_know: bool = False,
-    ) -> None:
-        """End those that have not come back in the meantime, when nobody sends us their packets."""
-        moved = self._engine.moved_away(network, flows)
-        if moved and rounds and self._engine.anchoring.is_moving(network):
-            self._later(MOVED_S, partial(self._end_moved, network, moved, rounds - 1))
-        elif moved and not all_know:
-            delay_s = MOVED_S + MOVED_FLOW_S * len(moved)
-            self._later(delay_s, partial(self._end_moved, network, moved, rounds, all_know=True))
-        else:
-            self._end(network, moved)
 
     @staticmethod
     def _attempt(action: Callable[[], None]) -> None:
@@ -203,7 +171,7 @@ def _note(effect: Effect) -> None:
         case NoteAnchor():
             log.info("%s", describe_anchor(effect))
         case EndFlows():
-            log.info("%d flows end here: others have the better right to them", len(effect.flows))
+            log.info("%d flows end here: %s", len(effect.flows), effect.why.value)
 
 
 def describe_roam(note: NoteRoam) -> str:

@@ -19,6 +19,7 @@ from apagent.core.effects import (
     DefendAddress,
     Effect,
     EndFlows,
+    Ending,
     LoosenFlows,
     NoteAnchor,
     PokeClients,
@@ -213,7 +214,8 @@ class Anchoring:
         effects = [effect for d in decisions for effect in self._effects_of(d)]
         for name, tables in self._sessions.items():
             if self._unwanted[name]:
-                effects.append(EndFlows(name, tuple(sorted(self._unwanted[name]))))
+                unwanted = tuple(sorted(self._unwanted[name]))
+                effects.append(EndFlows(name, unwanted, Ending.MOVED))
                 self._unwanted[name].clear()
             effects += self._forsake(name)
             tables.judge_by(self.anchors.rules(name))
@@ -240,6 +242,18 @@ class Anchoring:
         table = self._sessions[network].table(self._me)
         return len(table) - len(self._standing[network] & table.keys())
 
+    def is_forsaken(self, network: NetworkName) -> bool:
+        """Whether our own flows are given up, since our uplink is dead."""
+        return (self._me, network) in self._forsaken
+
+    def unwanted_addresses(self, network: NetworkName) -> set[bytes]:
+        """The NAT addresses (4 bytes) that move between APs and that are not ours now or soon."""
+        return {
+            nat.address.packed
+            for nat in self.book.homes() | self.book.peers_homes()
+            if nat.network == network and not self.anchors.is_wanted(nat)
+        }
+
     # --- decisions and sessions
 
     def _effects_of(self, decision: Decision) -> list[Effect]:
@@ -259,7 +273,7 @@ class Anchoring:
             case Want.END:
                 also = {} if decision.ap == NOBODY else self._translated_to(nat, decision.ap)
                 flows = tuple(key for key in self._translated_to(nat, self._me) if key not in also)
-                return [EndFlows(nat.network, flows)] if flows else []
+                return [EndFlows(nat.network, flows, Ending.MOVED)] if flows else []
 
     def _translated_to(self, nat: NatAddress, ap: ApId) -> Sessions:
         address = nat.address.packed
@@ -315,7 +329,7 @@ class Anchoring:
                 continue
             if ap == self._me:
                 flows = tuple(key for key in table if not is_standing(key))
-                effects += [EndFlows(network, flows)] if flows else []
+                effects += [EndFlows(network, flows, Ending.FORSAKEN)] if flows else []
             elif clients := self._silent(network, table):
                 effects.append(PokeClients(network, clients))
             effects.append(

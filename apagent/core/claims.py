@@ -17,6 +17,7 @@ from apagent.core.effects import (
     AskClient,
     Effect,
     EndFlows,
+    Ending,
     ForgetClient,
     NoteRoam,
     WelcomeClient,
@@ -169,7 +170,7 @@ class Claims:
         wins = client.claim
         for address, owner in owners.items():
             if owner not in (None, client) and clients.owner(address) is client:
-                self._end_flows_of(claim.network, address)
+                self._end_flows_of(claim.network, address, claim.mac)
                 self._sessions[claim.network].silenced.add(address.packed)
         if from_ap == self._me and wins.ap != self._me:
             self._has_left(wins, addresses)
@@ -219,12 +220,12 @@ class Claims:
             )
         )
 
-    def _end_flows_of(self, network: NetworkName, address: IPv4Address) -> None:
+    def _end_flows_of(self, network: NetworkName, address: IPv4Address, owner: Mac) -> None:
         """The address is another client's now: what the former one opened must not carry on."""
         own = self._sessions[network].table(self._me)
         flows = tuple(key for key in own if key[:4] == address.packed)
         if flows:
-            self._effects.append(EndFlows(network, flows))
+            self._effects.append(EndFlows(network, flows, Ending.OWNED, owner))
 
     def _is_needed(self, client: Client) -> bool:
         sessions = self._sessions[client.claim.network]

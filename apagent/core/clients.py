@@ -120,6 +120,11 @@ class ClientTable:
         # Provisional claims of one AP may be equal.
         return max(clients, key=lambda c: (c.claim.precedence, c.claim.mac), default=None)
 
+    def belongs_to(self, address: IPv4Address, mac: Mac | None) -> bool:
+        """Whether the client with this MAC has the address."""
+        owner = self.owner(address)
+        return owner is not None and owner.claim.mac == mac
+
     def named(self, address: IPv4Address) -> Iterator[Client]:
         """The clients whose claims name this address."""
         return (self._clients[mac] for mac in tuple(self._named.get(address, ())))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 from ipaddress import IPv4Address
 
 from apagent.core.model import (
@@ -64,15 +65,24 @@ class AskClient:
     addresses: tuple[IPv4Address, ...]
 
 
+class Ending(Enum):
+    """Why flows are to end here, in words for the log."""
+
+    LOST = "others have the better right to them"
+    MOVED = "the address that they are translated to is not ours"
+    FORSAKEN = "our uplink is dead, and nobody continues them"
+    OWNED = "their client's address is another client's now"
+
+
 @dataclass(frozen=True, slots=True)
 class EndFlows:
-    """Delete our own conntrack entries of these flows.
-
-    Another anchor has the better right to them, or the client's address is another client's now.
-    """
+    """Delete our own conntrack entries of these flows. `Engine.still_to_end` judges them anew."""
 
     network: NetworkName
     flows: tuple[FlowKey, ...]
+    why: Ending = Ending.LOST
+    owner: Mac | None = None
+    """Whose the address is now, if that is why."""
 
 
 @dataclass(frozen=True, slots=True)

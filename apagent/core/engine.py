@@ -9,7 +9,7 @@ same state, as far as their sources allow any order at all.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from enum import StrEnum
 from functools import singledispatchmethod
 from ipaddress import IPv4Address
@@ -23,6 +23,7 @@ from apagent.core.domain import Domain
 from apagent.core.effects import (
     Effect,
     EndFlows,
+    Ending,
     NotePeer,
     NoteSync,
     Publish,
@@ -195,6 +196,36 @@ class Engine:
             and rules.holders.get(nat[NAT_ADDRESS], self.me) != self.me
             and nat[NAT_ADDRESS] not in rules.prepared
         }
+
+    def still_to_end(self, ending: EndFlows, before: Mapping[FlowKey, Nat | None]) -> set[FlowKey]:
+        """Which of `before`, flows that were to end, are still to: for the same reason.
+
+        They come with what was known of them at that time (None: nothing).
+        """
+        own, ends = self.sessions[ending.network].table(self.me), self._judge_of(ending)
+        return {
+            key
+            for key, then in before.items()
+            # Else it has ended; or it has been opened anew since, and is judged by itself.
+            if (nat := own.get(key)) is not None
+            and (then is None or then[:STATE] == nat[:STATE])
+            and ends(key, nat)
+        }
+
+    def _judge_of(self, ending: EndFlows) -> Callable[[FlowKey, Nat], bool]:
+        """What tells whether a flow is to end for this reason."""
+        tables, clients = self.sessions[ending.network], self.clients[ending.network]
+        match ending.why:
+            case Ending.LOST:
+                return lambda key, _: tables.is_lost(key)
+            case Ending.MOVED:
+                unwanted = self.anchoring.unwanted_addresses(ending.network)
+                return lambda _, nat: nat[NAT_ADDRESS] in unwanted
+            case Ending.FORSAKEN:
+                forsaken = self.anchoring.is_forsaken(ending.network)
+                return lambda *_: forsaken
+            case Ending.OWNED:
+                return lambda key, _: clients.belongs_to(IPv4Address(key[:4]), ending.owner)
 
     @singledispatchmethod
     def _handle(self, event: Event) -> None:

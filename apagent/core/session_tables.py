@@ -455,11 +455,14 @@ class SessionTables:
                 self.lost.discard(key)
             elif ap == self._me and key not in shared:
                 continue
-            elif (
-                self.anchor(key) not in (None, self._me)
-                and ours[key][NAT_ADDRESS] not in self.rules.prepared
-            ):
+            elif self.is_lost(key):
                 self.lost.add(key)
+
+    def is_lost(self, key: FlowKey) -> bool:
+        """Whether another anchor has the better right to this flow of ours."""
+        if self.anchor(key) in (None, self._me):
+            return False
+        return self._tables[self._me][key][NAT_ADDRESS] not in self.rules.prepared
 
     def _touch_flow(self, ap: ApId, key: FlowKey) -> None:
         """Note who has the flow before `ap` changes what it says of it.

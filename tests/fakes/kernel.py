@@ -22,6 +22,7 @@ from apagent.core.model import (
     STATE,
     TRANSLATION,
     ApId,
+    Flow,
     FlowKey,
     Mac,
     Nat,
@@ -327,6 +328,8 @@ class FakeFlowMonitor(_Signal):
         super().__init__()
         self.tables: dict[NetworkName, dict[FlowKey, Nat]] = {}
         self.loose: set[FlowKey] = set()
+        self.refused_ends = 0
+        """How many of the next calls of `end` fail, each at its last flow."""
         self._expired: list[tuple[NetworkName, FlowKey]] = []
         self._waiting: dict[NetworkName, dict[FlowKey, Nat | None]] = {}
 
@@ -367,9 +370,14 @@ class FakeFlowMonitor(_Signal):
         self.loose.update(flows)
 
     def end(self, network: NetworkName, flows: Iterable[FlowKey]) -> None:
-        for flow in flows:
+        keys = list(flows)
+        refused = keys.pop() if keys and self.refused_ends else None
+        for flow in keys:
             if flow in self.tables.get(network, {}):
                 self.close_flow(network, flow)
+        if refused is not None:
+            self.refused_ends -= 1
+            raise KernelFault(f"fake end of {Flow.of(refused)}", errno.ENOBUFS)
 
     def _report(self, network: NetworkName, flow: FlowKey, nat: Nat | None) -> None:
         self._waiting.setdefault(network, {})[flow] = nat

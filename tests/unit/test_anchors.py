@@ -8,6 +8,7 @@ from apagent.core.anchor_book import AnchorBook
 from apagent.core.effects import (
     DefendAddress,
     EndFlows,
+    Ending,
     LoosenFlows,
     NoteAnchor,
     PokeClients,
@@ -269,7 +270,7 @@ def test_flows_behind_a_dead_uplink_fail_fast_without_takeover() -> None:
     world.down[AP1] = "no carrier"
     world.rounds(10)
     assert world.flows(AP1) == set()
-    assert EndFlows(LAN, (tcp(1),)) in world.effects[AP1]
+    assert EndFlows(LAN, (tcp(1),), Ending.FORSAKEN) in world.effects[AP1]
     assert world.way(AP1, tcp(9)) in (AP2, AP3)
     world.down.clear()
     world.rounds(12)

@@ -14,6 +14,7 @@ from apagent.core.effects import (
     AskClient,
     Effect,
     EndFlows,
+    Ending,
     ForgetClient,
     NotePeer,
     NoteRoam,
@@ -295,7 +296,7 @@ def test_an_address_moves_with_the_newer_claim() -> None:
     e.step(FlowsChanged(LAN, {tcp(1): NAT}), 0.0)
     back = e.step(seen(ANN, Source.NEIGHBOUR, ANN_IP), 0.0)
     assert claims(back) == [claim(AP1, 3, ANN, ANN_IP)]
-    assert EndFlows(LAN, (tcp(1),)) in back
+    assert EndFlows(LAN, (tcp(1),), Ending.OWNED, ANN) in back
     assert e.take_deltas()[LAN].neighbours == {ANN_IP: Change(BEN, ANN)}
 
 
