@@ -131,11 +131,21 @@ def _add_reads(verbs_: _Verbs) -> None:
         verbs_,
         "watch",
         verbs.watch,
-        "live events until interrupted (-o json prints a line each, like jsonl)",
+        "live events until interrupted",
         "apctl watch --flows",
         "apctl watch -o jsonl | jq .fields",
     )
-    watch.add_argument("--flows", action="store_true", help="also every flow that opens or closes")
+    watch.description = (
+        "Live events until interrupted: clients that come, roam and leave, and how many of their\n"
+        "flows go on; peers, and APs as anchors. -o json prints a line each, like jsonl."
+    )
+    watch.add_argument(
+        "--flows",
+        action="store_true",
+        help="also what becomes of each flow, at whatever AP: opened, established (in networks "
+        "with takeover), closed. A flow that moves is opened or established at the AP that goes "
+        "on with it, and closed where it was. Not told: what a peer's snapshot brings",
+    )
     _add(verbs_, "version", verbs.version, "versions of apctl and of the agent", "apctl version")
 
 
