@@ -65,6 +65,9 @@ class World:
         self.down: dict[ApId, str] = {}
         """APs without uplink."""
         self.refuse_adoption = False
+        self.stall_adoption = False
+        """Adoptions come to no end for now."""
+        self.stalled: list[tuple[ApId, FlowsAdopted]] = []
         self._queue: deque[tuple[ApId, Event]] = deque()
         for ap in self.ids:
             self.boot(ap)
@@ -240,6 +243,8 @@ class World:
     def _adopt(self, ap: ApId, nat: NatAddress, sessions: dict[FlowKey, Nat]) -> None:
         if self.refuse_adoption:
             self._put(ap, AdoptionFailed(nat, "no room"))
+        elif self.stall_adoption:
+            self.stalled.append((ap, FlowsAdopted(nat, sessions)))
         else:
             self._put(ap, FlowsAdopted(nat, sessions))
 

@@ -32,6 +32,7 @@ class OwnSide:
     """Networks whose uplinks lead nowhere, and why."""
     holds: dict[NatAddress, Hold] = field(default_factory=dict)
     ready: set[NatAddress] = field(default_factory=set)
+    taking: set[NatAddress] = field(default_factory=set)
     left: set[NatAddress] = field(default_factory=set)
     """Of others, and nobody holds them, but our conntrack table has flows that need them: an
     earlier run of ours died when it was about to take them."""
@@ -75,6 +76,7 @@ class AnchorBook:
             tuple(hold for _, hold in sorted(mine.holds.items())),
             frozenset(mine.ready),
             mine.reclaims,
+            frozenset(mine.taking),
         )
 
     def mode(self, network: NetworkName) -> AnchorMode:
@@ -143,6 +145,11 @@ class AnchorBook:
     def is_fit(self, ap: ApId, network: NetworkName) -> bool:
         """Whether an AP is alive and anchors new flows."""
         return ap not in self.dead and self.mode_of(ap, network) is AnchorMode.ACTIVE
+
+    def is_being_taken(self, nat: NatAddress) -> bool:
+        """Whether an AP whose word can be relied on is about to take an address."""
+        takers = self.statements.keys() - self.dead - self.unheard
+        return nat in self.mine.taking or any(nat in self.statements[ap].taking for ap in takers)
 
     def takes_over(self, ap: ApId, network: NetworkName) -> bool:
         """Whether an AP takes part in takeovers."""

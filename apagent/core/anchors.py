@@ -220,6 +220,7 @@ class Anchors:
                 self._settle(nat, unused, in_sync=in_sync)
             if self.book.statement() == before:
                 break
+        self.book.mine.taking = self._adopting()
         self.dead_anchors.note_deaths()
         self._remind()
         decisions, self._decisions = self._decisions, []

@@ -7,7 +7,8 @@ from apagent.core.desired import ANY_ANCHOR, NOBODY
 from apagent.core.model import AnchorMode, ApId, NetworkName
 
 PATIENCE_ROUNDS = 20
-"""Rounds of probes (2 s) that a dead anchor's flows wait for a successor before they are ended."""
+"""Rounds of probes (2 s) that a dead anchor's flows wait for a successor to begin before they are
+ended."""
 
 
 class DeadAnchors:
@@ -53,7 +54,7 @@ class DeadAnchors:
     def _may_be_continued(self, ap: ApId, network: NetworkName) -> bool:
         """Whether a successor of a dead anchor may still be on its way."""
         if self._round - self._since.get((ap, network), self._round) >= PATIENCE_ROUNDS:
-            return False
+            return any(map(self.book.is_being_taken, self.book.stated_holds(ap, network)))
         if ap not in (self.book.me, *self.book.statements):
             # Not heard since our start: what it held isn't known, nor who may succeed it.
             return self.book.takes_over(self.book.me, network)

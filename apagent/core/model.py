@@ -254,10 +254,12 @@ class AnchorStatement:
     """What an AP says of itself as an anchor.
 
     `ready` are the addresses whose flows it has made ready to continue, after they were offered to
-    it. `reclaims`: it wants the addresses whose home it is back from whoever holds them.
+    it. `reclaims`: it wants the addresses whose home it is back from whoever holds them. `taking`
+    are the addresses whose flows it is putting into its conntrack table: thousands take a while.
     """
 
     networks: tuple[NetworkAnchor, ...] = ()
     holds: tuple[Hold, ...] = ()
     ready: frozenset[NatAddress] = frozenset()
     reclaims: bool = False
+    taking: frozenset[NatAddress] = frozenset()

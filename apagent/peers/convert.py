@@ -157,6 +157,7 @@ class PeerReader:
             tuple(self._holds_untrusted(anchor.holds[:MAX_HOLDS])),
             frozenset(self._nat_addresses_untrusted(anchor.ready[:MAX_HOLDS])),
             anchor.reclaims,
+            frozenset(self._nat_addresses_untrusted(anchor.taking[:MAX_HOLDS])),
         )
 
     def _network_anchors_untrusted(
@@ -306,6 +307,7 @@ def _anchor(statement: AnchorStatement) -> pb.AnchorStatement:
         ],
         ready=map(_nat_address, sorted(statement.ready)),
         reclaims=statement.reclaims,
+        taking=map(_nat_address, sorted(statement.taking)),
     )
 
 

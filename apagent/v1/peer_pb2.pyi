@@ -112,16 +112,18 @@ class Session(_message.Message):
     def __init__(self, flow: _Optional[_Union[FlowKey, _Mapping]] = ..., nat_address: _Optional[int] = ..., nat_port: _Optional[int] = ..., generation: _Optional[int] = ..., established: _Optional[bool] = ...) -> None: ...
 
 class AnchorStatement(_message.Message):
-    __slots__ = ("networks", "holds", "ready", "reclaims")
+    __slots__ = ("networks", "holds", "ready", "reclaims", "taking")
     NETWORKS_FIELD_NUMBER: _ClassVar[int]
     HOLDS_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
     RECLAIMS_FIELD_NUMBER: _ClassVar[int]
+    TAKING_FIELD_NUMBER: _ClassVar[int]
     networks: _containers.RepeatedCompositeFieldContainer[NetworkAnchor]
     holds: _containers.RepeatedCompositeFieldContainer[Hold]
     ready: _containers.RepeatedCompositeFieldContainer[NatAddress]
     reclaims: bool
-    def __init__(self, networks: _Optional[_Iterable[_Union[NetworkAnchor, _Mapping]]] = ..., holds: _Optional[_Iterable[_Union[Hold, _Mapping]]] = ..., ready: _Optional[_Iterable[_Union[NatAddress, _Mapping]]] = ..., reclaims: _Optional[bool] = ...) -> None: ...
+    taking: _containers.RepeatedCompositeFieldContainer[NatAddress]
+    def __init__(self, networks: _Optional[_Iterable[_Union[NetworkAnchor, _Mapping]]] = ..., holds: _Optional[_Iterable[_Union[Hold, _Mapping]]] = ..., ready: _Optional[_Iterable[_Union[NatAddress, _Mapping]]] = ..., reclaims: _Optional[bool] = ..., taking: _Optional[_Iterable[_Union[NatAddress, _Mapping]]] = ...) -> None: ...
 
 class NetworkAnchor(_message.Message):
     __slots__ = ("network", "mode", "nat")

@@ -47,6 +47,7 @@ def _feed(event: PeerSnapshot | PeerDelta) -> Iterator[str]:
             for hold in event.anchor.holds
         )
         yield from (f"ready for {nat.address}" for nat in sorted(event.anchor.ready))
+        yield from (f"taking {nat.address}" for nat in sorted(event.anchor.taking))
 
 
 def _sessions(tables: Mapping[NetworkName, Mapping[FlowKey, Nat | None]]) -> Iterator[str]:

@@ -16,6 +16,7 @@ from apagent.core.effects import (
 )
 from apagent.core.events import (
     AddressConflict,
+    AdoptionFailed,
     ClientSeen,
     DrainRequested,
     Event,
@@ -127,6 +128,36 @@ def test_without_a_successor_flows_wait_no_longer_than_they_must() -> None:
     world.refuse_adoption = False
     world.rounds(15)
     assert world.way(AP2, tcp(1)) == successor(world, AP1)
+
+
+def with_a_slow_successor() -> tuple[World, ApId, ApId]:
+    """AP1 is long dead; who puts its flows into conntrack still, and who waits for that."""
+    world = World()
+    world.stall_adoption = True
+    world.open(AP1, tcp(1))
+    world.power_off(AP1)
+    world.rounds(DEAD_ROUNDS + 2 * PATIENCE)
+    [(heir, _)] = world.stalled
+    [serving] = {AP2, AP3} - {heir}
+    return world, heir, serving
+
+
+def test_flows_wait_for_a_successor_that_has_begun_however_many_they_are() -> None:
+    world, heir, serving = with_a_slow_successor()
+    assert world.way(serving, tcp(1)) == world.way(heir, tcp(1)) == AP1
+    for ap, adopted in world.stalled:
+        world.give(ap, adopted)
+    assert world.way(serving, tcp(1)) == world.way(heir, tcp(1)) == heir
+
+
+def test_flows_do_not_wait_for_a_successor_that_is_gone_itself() -> None:
+    world, heir, serving = with_a_slow_successor()
+    world.power_off(heir)
+    world.rounds(5)
+    assert world.stalled[-1][0] == serving
+    world.refuse_adoption = True
+    world.give(serving, AdoptionFailed(home(AP1), "no room"))
+    assert world.way(serving, tcp(1)) == serving
 
 
 def test_flows_of_an_anchor_that_a_restarted_agent_has_not_heard_wait_as_well() -> None:

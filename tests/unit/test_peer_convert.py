@@ -17,12 +17,17 @@ from apagent.core.model import (
     ICMP,
     TCP,
     UDP,
+    AnchorMode,
+    AnchorStatement,
     ApId,
     Claim,
     Flow,
     FlowKey,
+    Hold,
     Mac,
     Nat,
+    NatAddress,
+    NetworkAnchor,
     NetworkName,
     Translation,
 )
@@ -272,6 +277,23 @@ def test_a_bad_claim_is_refused_and_the_rest_holds(bad: pb.FeedMessage) -> None:
     peer = reader()
     assert peer.read_untrusted(bad).claims == (Claim(LAN, MAC, PEER, 1),)
     assert peer.refused == 1
+
+
+@pytest.mark.parametrize("takeover", [True, False])
+def test_what_an_ap_says_of_itself_as_an_anchor(takeover: bool) -> None:
+    """Of addresses only where they may move."""
+    home, other = (NatAddress(LAN, IPv4Address(f"203.0.113.{host}")) for host in (21, 22))
+    whole = AnchorStatement(
+        networks=(NetworkAnchor(LAN, AnchorMode.NO_UPLINK, home.address),),
+        holds=(Hold(home, 7, offered_to=ApId("ap3"), successor=ApId("ap1")), Hold(other, 8)),
+        ready=frozenset({home}),
+        reclaims=True,
+        taking=frozenset({other}),
+    )
+    modes_only = AnchorStatement((NetworkAnchor(LAN, AnchorMode.NO_UPLINK),), reclaims=True)
+    sent = delta_message(PEER, versions.HIGHEST, 1, FeedDelta(0, 1, 9, anchor=whole))
+    made = PeerReader(PEER, [replace(NETWORK, takeover=takeover)], now=lambda: 0.0)
+    assert made.read_untrusted(sent).anchor == (whole if takeover else modes_only)
 
 
 def test_refusals_are_logged_at_a_bounded_rate(caplog: pytest.LogCaptureFixture) -> None:
