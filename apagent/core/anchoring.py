@@ -40,6 +40,7 @@ from apagent.core.model import (
     NAT_ADDRESS,
     PROTOCOL_OFFSET,
     TCP,
+    TRANSLATION,
     AnchorStatement,
     ApId,
     FlowKey,
@@ -159,9 +160,22 @@ class Anchoring:
         self._due = True
 
     def adopted(self, event: FlowsAdopted) -> Sessions:
-        """The flows that we anchor by this: those that haven't ended meanwhile."""
+        """The flows that we anchor by this, and that conntrack hasn't reported or ended yet."""
         going = self._adopting.pop(event.nat, {})
-        return {key: nat for key, nat in event.sessions.items() if key in going}
+        own = self._sessions[event.nat.network].table(self._me)
+        return {
+            key: nat
+            for key, nat in event.sessions.items()
+            if key in going and (key not in own or own[key][TRANSLATION] != nat[TRANSLATION])
+        }
+
+    def being_adopted(self, network: NetworkName) -> dict[bytes, Sessions]:
+        """The flows that are being adopted, by NAT address (4 bytes)."""
+        return {
+            nat.address.packed: going
+            for nat, going in self._adopting.items()
+            if nat.network == network
+        }
 
     def flows_changed(self, network: NetworkName, changes: SessionChanges) -> None:
         """Note what conntrack reports while flows are being adopted."""

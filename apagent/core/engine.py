@@ -377,19 +377,26 @@ class Engine:
     def _stamp(self, network: NetworkName, changes: SessionChanges) -> dict[FlowKey, Nat | None]:
         """Note in each newly opened session the generation of its client's claim.
 
-        What the first listing finds is older than any claim. What opens while we don't serve its
-        client for certain may be some peer's: it yields to whoever has it too.
+        What the first listing finds is older than any claim, and what we adopt was opened
+        elsewhere. What opens while we don't serve its client for certain may be some peer's: it
+        yields to whoever has it too.
         """
         own = self.sessions[network].table(self.me)
         if not (own or self._flows_listed):
             return {key: nat and stamped(nat, 0) for key, nat in changes.items()}
+        handed = self.anchoring.being_adopted(network)
         opened: dict[bytes, bytes] = {}
         """Client -> the generation of what it opens now."""
         result: dict[FlowKey, Nat | None] = {}
         for key, nat in changes.items():
+            if nat is None:
+                result[key] = None
+                continue
             known = own.get(key)
-            if nat is None or (known and known[TRANSLATION] == nat[TRANSLATION]):
-                result[key] = nat and known and advanced(known, nat)
+            if handed and (known is None or known[TRANSLATION] != nat[TRANSLATION]):
+                known = handed.get(nat[NAT_ADDRESS], {}).get(key)
+            if known and known[TRANSLATION] == nat[TRANSLATION]:
+                result[key] = advanced(known, nat)
                 continue
             address = key[:4]
             when = opened.get(address)

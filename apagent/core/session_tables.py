@@ -20,9 +20,10 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from operator import itemgetter
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 from apagent.core.digest import TableDigest
+from apagent.core.holders import Holders
 from apagent.core.model import (
     ANY_REMOTE,
     GENERATION,
@@ -42,6 +43,7 @@ from apagent.core.model import (
 
 _K = TypeVar("_K")
 
+_PAIR = 2
 _CLIENT: Callable[[FlowKey], bytes] = itemgetter(slice(0, 4))
 """`client_of` that takes no call of Python."""
 
@@ -65,57 +67,6 @@ class AnchorRules:
     """Our own flows are in the kernel's maps, too, since what is not there goes to another AP."""
 
 
-class _Holders(Generic[_K]):
-    """Who has a key, of all that have tables.
-
-    Nearly every key is one AP's alone. Of a peer's, one dictionary tells whose, however many APs
-    there are; our own are in no dictionary but our table.
-    """
-
-    def __init__(self, me: ApId, tables: Mapping[ApId, Mapping[_K, object]]) -> None:
-        self._me = me
-        self._tables = tables
-        self.peer: dict[_K, ApId] = {}
-        """A peer that has the key."""
-        self.shared: set[_K] = set()
-        """Keys that others have, too."""
-
-    def add(self, ap: ApId, key: _K) -> None:
-        """`ap`, which didn't have the key, has it now."""
-        if ap == self._me:
-            shared = key in self.peer
-        else:
-            shared = self.peer.setdefault(key, ap) != ap or key in self._tables[self._me]
-        if shared:
-            self.shared.add(key)
-
-    def add_alone(self, ap: ApId, keys: Iterable[_K]) -> None:
-        """`ap` has these keys now, which nobody had."""
-        if ap != self._me:
-            self.peer.update(dict.fromkeys(keys, ap))
-
-    def remove_alone(self, ap: ApId, keys: Iterable[_K]) -> None:
-        """`ap` has these keys no more, nor has anybody else."""
-        if ap != self._me:
-            for key in keys:
-                del self.peer[key]
-
-    def remove(self, ap: ApId, key: _K) -> None:
-        """`ap` has it no more, nor does its table hold it."""
-        if key not in self.shared:
-            if ap != self._me:
-                del self.peer[key]
-            return
-        left = [other for other, table in self._tables.items() if key in table]
-        peers = [other for other in left if other != self._me]
-        if peers:
-            self.peer[key] = peers[0]
-        else:
-            del self.peer[key]
-        if len(left) == 1:
-            self.shared.remove(key)
-
-
 class SessionTables:
     """All uplink session tables of one network, as `me` knows them.
 
@@ -129,8 +80,8 @@ class SessionTables:
         self._digests = {ap: TableDigest() for ap in self._tables}
         self._sockets: dict[ApId, dict[SocketKey, int]] = {ap: {} for ap in self._tables}
         self._by_client: dict[ApId, Counter[bytes]] = {ap: Counter() for ap in self._tables}
-        self._holders = _Holders(me, self._tables)
-        self._socket_holders = _Holders(me, self._sockets)
+        self._holders = Holders(me, self._tables[me])
+        self._socket_holders = Holders(me, self._sockets[me])
         self._standing: dict[bytes, dict[ApId, int]] = {}
         self._mapped: dict[bytes, int] = {}
         """Clients with sessions of peers -> how many peers, and standing sessions."""
@@ -252,10 +203,22 @@ class SessionTables:
 
     def anchor(self, key: FlowKey) -> ApId | None:
         """The peer that the kernel should send this flow's packets to; None: none."""
-        if key not in self._holders.shared:
+        group = self._holders.shared.get(key)
+        if group is None:
             return self._alone(self._holders.peer.get(key), key in self._tables[self._me])
-        held = ((ap, table[key]) for ap, table in self._tables.items() if key in table)
-        return self._unless_ours(min(held, key=self._rank)[0])
+        return self._unless_ours(self._first(key, group))
+
+    def _first(self, key: FlowKey, group: tuple[ApId, ...]) -> ApId:
+        """Who of the group, which all anchor the flow, has the best right to it."""
+        tables = self._tables
+        if len(group) == _PAIR:
+            # Nearly always one continues what the other has begun.
+            one, two = group
+            address = tables[one][key][NAT_ADDRESS]
+            holder = self.rules.holders.get(address)
+            if holder in group and tables[two][key][NAT_ADDRESS] == address:
+                return holder
+        return min(((ap, tables[ap][key]) for ap in group), key=self._rank)[0]
 
     def _alone(self, peer: ApId | None, ours: bool) -> ApId | None:  # noqa: FBT001 - private
         return self._me if ours and self.rules.exposed else peer
@@ -272,13 +235,13 @@ class SessionTables:
 
     def socket_anchor(self, socket: SocketKey) -> ApId | None:
         """The peer that the kernel should send this socket's new flows to; None: none."""
-        if socket not in self._socket_holders.shared:
+        group = self._socket_holders.shared.get(socket)
+        if group is None:
             ours = socket in self._sockets[self._me]
             return self._alone(self._socket_holders.peer.get(socket), ours)
-        if socket in self._sockets[self._me]:
+        if self._me in group:
             return self._unless_ours(self._me)
-        held = [ap for ap, sockets in self._sockets.items() if socket in sockets]
-        return min(held, key=self.rules.dead.__contains__)
+        return min(group, key=self.rules.dead.__contains__)
 
     def flow_changes(self) -> Iterator[tuple[FlowKey, ApId | None, ApId | None]]:
         """The flows whose anchor has changed: who it was, and who it is now."""
@@ -294,25 +257,17 @@ class SessionTables:
         old = self.rules
         if rules == old:
             return
-        judged_anew = rules.dead ^ old.dead
-        for address in rules.holders.keys() | old.holders.keys():
-            if (before := old.holders.get(address)) != (after := rules.holders.get(address)):
-                judged_anew |= {ap for ap in (before, after) if ap is not None}
-        if rules.prepared != old.prepared:
-            judged_anew |= {self._me}
-        shared: set[FlowKey] = set()
-        sockets: set[SocketKey] = set()
-        if judged_anew:
-            shared.update(self._holders.shared)
-            sockets.update(self._socket_holders.shared)
+        shared = set(self._holders.shared)
+        sockets = set(self._socket_holders.shared)
         if rules.exposed != old.exposed:
             shared.update(self._tables[self._me])
             sockets.update(self._sockets[self._me])
         for key in shared:
-            if not is_standing(key):
-                self.touched_flows.setdefault(key, self.anchor(key))
+            if key not in self.touched_flows and not is_standing(key):
+                self.touched_flows[key] = self.anchor(key)
         for socket in sockets:
-            self.touched_sockets.setdefault(socket, self.socket_anchor(socket))
+            if socket not in self.touched_sockets:
+                self.touched_sockets[socket] = self.socket_anchor(socket)
         self.rules = rules
         self.lost -= shared
         self._find_lost(None, shared)
@@ -483,7 +438,7 @@ class SessionTables:
 
 def _changes(
     touched: Mapping[_K, ApId | None],
-    holders: _Holders[_K],
+    holders: Holders[_K],
     anchor: Callable[[_K], ApId | None],
     *,
     exposed: bool,

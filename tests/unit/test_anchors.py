@@ -7,12 +7,14 @@ import pytest
 from apagent.core.anchor_book import AnchorBook
 from apagent.core.effects import (
     DefendAddress,
+    Effect,
     EndFlows,
     Ending,
     LoosenFlows,
     NoteAnchor,
     PokeClients,
     ProbeAddress,
+    Publish,
 )
 from apagent.core.events import (
     AddressConflict,
@@ -27,7 +29,7 @@ from apagent.core.events import (
     Source,
     SyncTimedOut,
 )
-from apagent.core.model import AnchorStatement, ApId, FlowKey, Hold, Nat, NatAddress
+from apagent.core.model import AnchorStatement, ApId, FlowKey, Hold, Nat, NatAddress, stamped
 from tests.anchors_world import FOREIGN_MAC, World, home
 from tests.domains import ANN, ANN_IP, AP1, AP2, AP3, LAN, domain, tcp, udp
 
@@ -148,6 +150,23 @@ def test_flows_wait_for_a_successor_that_has_begun_however_many_they_are() -> No
     for ap, adopted in world.stalled:
         world.give(ap, adopted)
     assert world.way(serving, tcp(1)) == world.way(heir, tcp(1)) == heir
+
+
+def test_what_is_adopted_is_said_once_and_is_as_old_as_before() -> None:
+    world, heir, _ = with_a_slow_successor()
+    [(_, adopted)] = world.stalled
+    [former] = adopted.sessions.values()
+    reported = stamped(former, 0)
+    assert reported != former
+    world.effects[heir].clear()
+    world.give(heir, FlowsChanged(LAN, {tcp(1): reported}))
+    world.give(heir, adopted)
+    said = [effect.tables[LAN] for effect in published(world.effects[heir]) if effect.tables]
+    assert said == [{tcp(1): former}]
+
+
+def published(effects: list[Effect]) -> list[Publish]:
+    return [effect for effect in effects if isinstance(effect, Publish)]
 
 
 def test_flows_do_not_wait_for_a_successor_that_is_gone_itself() -> None:
