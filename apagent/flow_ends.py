@@ -31,6 +31,9 @@ AGAIN_S = 1.0
 """When the kernel is asked again for what it has refused."""
 ATTEMPTS = 60
 """How often it is asked in all."""
+ENDED_A_TURN = 2048
+"""Flows that are ended in one turn of the loop, some milliseconds' work: their ends are reported,
+and more at once would overflow the socket."""
 
 
 class _Refused(NamedTuple):
@@ -92,18 +95,32 @@ class FlowEnds:
         """End `flows`; what is refused is kept, with what is known of it from `before`."""
         if not flows:
             return
+        own = self._engine.sessions[kind.network].table(self._engine.me)
+        flows, rest = sorted(flows)[:ENDED_A_TURN], sorted(flows)[ENDED_A_TURN:]
+        if rest:
+            known = {key: before[key].nat if key in before else own.get(key) for key in rest}
+            self._later(0.0, partial(self._end_rest, kind, known, before))
         try:
-            self._flows.end(kind.network, sorted(flows))
+            self._flows.end(kind.network, flows)
         except KernelFault as fault:
             if not before:
                 log.warning("%s; trying again", fault)
             if not self._refused:
                 self._later(AGAIN_S, self._again)
-            own = self._engine.sessions[kind.network].table(self._engine.me)
             refused = self._refused.setdefault(kind, {})
             for key in flows:
                 nat, attempts = before.get(key, _Refused(own.get(key), 0))
                 refused[key] = _Refused(nat, attempts + 1)
+
+    def _end_rest(
+        self,
+        kind: EndFlows,
+        known: Mapping[FlowKey, Nat | None],
+        before: Mapping[FlowKey, _Refused],
+    ) -> None:
+        # Of what wasn't known, conntrack may not have reported yet that it is there.
+        unknown = {key for key, nat in known.items() if nat is None}
+        self._end(kind, self._engine.still_to_end(kind, known) | unknown, before)
 
     def _again(self) -> None:
         """Ask again for what is still to end."""

@@ -10,6 +10,7 @@ from operator import itemgetter
 
 import pytest
 
+from apagent import flow_ends
 from apagent.core.domain import Network
 from apagent.core.engine import Engine
 from apagent.core.events import (
@@ -118,6 +119,20 @@ def test_what_is_right_again_by_then_goes_on() -> None:
     ap.take(PeerDelta(AP2, 1, {LAN: {tcp(2): None}}))
     ap.wait(AGAIN_S)
     assert ap.flows == {tcp(2)}
+
+
+def test_many_flows_end_in_turns_and_what_is_right_again_by_then_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(flow_ends, "ENDED_A_TURN", 2)
+    ap = Ap()
+    flows = sorted(map(tcp, range(1, 6)))
+    ap.open(*flows)
+    ap.take(losing(*flows))
+    assert ap.flows == set(flows[2:])
+    ap.take(PeerDelta(AP2, 1, {LAN: {flows[3]: None}}))
+    ap.wait(0.0)
+    assert ap.flows == {flows[3]}
 
 
 def test_what_a_new_owner_of_the_address_opens_meanwhile_is_its_own() -> None:
