@@ -281,12 +281,12 @@ def _forward(table: Table) -> Forward:
 def _nat(table: Table) -> IPv4Address | None:
     if not table.has("nat"):
         return None
-    if table.text("nat", of=_ANY, form="text") == "masquerade":
+    text = table.text("nat", of=_ANY, form="text")
+    if text == "masquerade":
         return None
-    try:
-        return table.address("nat")
-    except ConfigError:
-        raise table.error("nat", 'expected "masquerade" or an IPv4 address') from None
+    if not _is_address(text):
+        raise table.error("nat", f'{text!r} is neither "masquerade" nor an IPv4 address')
+    return IPv4Address(text)
 
 
 def _successor(table: Table) -> ApId | None:

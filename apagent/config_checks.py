@@ -65,8 +65,10 @@ def _check_successors(config: Config) -> None:
     known = {peer.id for peer in config.peers}
     for i, network in enumerate(config.networks):
         if network.successor is not None and network.successor not in known:
-            names = ", ".join(sorted(known)) or "there are none"
-            raise ConfigError(f"networks[{i}].successor: {network.successor} is no peer: {names}")
+            names = ", ".join(sorted(known)) or "but there are none"
+            raise ConfigError(
+                f"networks[{i}].successor: {network.successor} is no peer; choose one of: {names}"
+            )
 
 
 def _check_forwards(config: Config) -> None:

@@ -36,5 +36,9 @@ class EventsLost(KernelFault):
     """A netlink socket overflowed (ENOBUFS): events are missing, read the whole table again."""
 
 
+class NotReady(ApagentError):
+    """The management call needs an agent that is in sync."""
+
+
 class UnknownClient(ApagentError):
     """The management call names a client that no AP has seen."""

@@ -7,6 +7,7 @@ as `networks[1].prefix`.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
 from collections.abc import Mapping
@@ -17,11 +18,17 @@ from apagent.errors import ConfigError
 
 
 class Table:
-    """One table of the file; `path` is its full name ("" for the top)."""
+    """One table of the file; `path` is its full name ("" for the top).
 
-    def __init__(self, data: Mapping[str, Any], path: str = "") -> None:
+    `around` are the keys of the table that it is in.
+    """
+
+    def __init__(
+        self, data: Mapping[str, Any], path: str = "", around: tuple[str, ...] = ()
+    ) -> None:
         self._data = data
         self._path = path
+        self._around = around
         self._known: tuple[str, ...] = ()
 
     def name(self, key: str) -> str:
@@ -43,9 +50,17 @@ class Table:
         for key in self._data:
             if key in keys:
                 continue
-            close = difflib.get_close_matches(key.lower(), keys, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else "remove it"
-            raise self.error(key, f"unknown key; {hint} (known here: {', '.join(sorted(keys))})")
+            known = f"(known here: {', '.join(sorted(keys))})"
+            raise self.error(key, f"unknown key; {self._hint(key)} {known}")
+
+    def _hint(self, key: str) -> str:
+        """What to do about a key that isn't known."""
+        outer = self._path.rpartition(".")[0]
+        if outer and key in self._around:
+            # In TOML whatever stands behind the head of a table is in it.
+            return f"it belongs to {outer}: write it before [[{_head(self._path)}]]"
+        close = difflib.get_close_matches(key.lower(), self._known, n=1)
+        return f"did you mean {close[0]!r}?" if close else "remove it"
 
     def text(self, key: str, default: str | None = None, *, of: re.Pattern[str], form: str) -> str:
         """A string that matches `of`; `form` describes it in an error."""
@@ -88,8 +103,10 @@ class Table:
         value = self._take(key, str, None)
         try:
             return IPv4Address(value)
-        except ValueError:
-            raise self.error(key, f"{value!r} is not an IPv4 address such as 10.0.0.1") from None
+        except ValueError as error:
+            raise self.error(
+                key, f"{value!r} is not an IPv4 address such as 10.0.0.1 ({error})"
+            ) from None
 
     def addresses(self, key: str) -> tuple[IPv4Address, ...]:
         """A list of IPv4 addresses; empty if it is absent."""
@@ -108,25 +125,26 @@ class Table:
         try:
             return IPv4Network(value)
         except ValueError as error:
-            raise self.error(
-                key, f"{value!r} is not an IPv4 prefix such as 10.0.0.0/16 ({error})"
-            ) from None
+            why = f"{value!r} is not an IPv4 prefix such as 10.0.0.0/16 ({error})"
+            with contextlib.suppress(ValueError):
+                why += f"; did you mean {IPv4Network(value, strict=False)}?"
+            raise self.error(key, why) from None
 
     def table(self, key: str) -> Table:
         """A sub-table; an empty one if it is absent."""
         if isinstance(self._data.get(key), list):
-            raise self.error(key, f"there is only one; write [{self._head(key)}]")
-        return Table(self._take(key, dict, {}), self.name(key))
+            raise self.error(key, f"there is only one; write [{_head(self.name(key))}]")
+        return Table(self._take(key, dict, {}), self.name(key), self._known)
 
     def tables(self, key: str) -> list[Table]:
         """An array of tables; empty if it is absent."""
         if isinstance(self._data.get(key), dict):
-            raise self.error(key, f"there may be several; write [[{self._head(key)}]]")
+            raise self.error(key, f"there may be several; write [[{_head(self.name(key))}]]")
         items = self._take(key, list, [])
         for item in items:
             if not isinstance(item, dict):
-                raise self.error(key, f"expected tables; write [[{self._head(key)}]]")
-        return [Table(item, f"{self.name(key)}[{i}]") for i, item in enumerate(items)]
+                raise self.error(key, f"expected tables; write [[{_head(self.name(key))}]]")
+        return [Table(item, f"{self.name(key)}[{i}]", self._known) for i, item in enumerate(items)]
 
     def _take(self, key: str, type_: type | tuple[type, ...], default: Any) -> Any:  # noqa: ANN401
         self._check_known(key)
@@ -139,20 +157,21 @@ class Table:
             raise self.error(key, f"expected {_type_name(type_)}, found {_type_name(type(value))}")
         return value
 
-    def _head(self, key: str) -> str:
-        """What stands between the brackets of a table: no places in lists."""
-        return re.sub(r"\[\d+\]", "", self.name(key))
-
     def _check_known(self, key: str) -> None:
         if key not in self._known:
             raise LookupError(f"{self.name(key)} is read, but wasn't expected")
+
+
+def _head(path: str) -> str:
+    """What stands between the brackets of a table's head: no places in lists."""
+    return re.sub(r"\[\d+\]", "", path)
 
 
 def _type_name(type_: type | tuple[type, ...]) -> str:
     names = {
         str: "a string",
         int: "an integer",
-        float: "a number",
+        float: "a decimal number",
         dict: "a table",
         list: "a list",
         bool: "a boolean",

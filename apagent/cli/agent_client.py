@@ -14,6 +14,13 @@ import grpc
 from apagent.cli.exit_codes import ExitCode
 from apagent.v1 import control_pb2_grpc
 
+_ANSWERS = {
+    grpc.StatusCode.NOT_FOUND: ExitCode.NOT_FOUND,
+    grpc.StatusCode.INVALID_ARGUMENT: ExitCode.USAGE,
+    grpc.StatusCode.FAILED_PRECONDITION: ExitCode.DEGRADED,
+}
+"""How the agent refuses on purpose: its own words say why."""
+
 
 class CallFailed(Exception):
     """The call brought no answer; the text says why, `exit_code` what to exit with."""
@@ -49,7 +56,7 @@ def _why_unreachable(path: Path, error: OSError) -> str:
         return f"may not use {path}: run this as the user that the agent runs as (root)"
     reason = {
         errno.ENOENT: "there is no such socket",
-        errno.ECONNREFUSED: "nobody listens there",
+        errno.ECONNREFUSED: "nobody listens there" if path.is_socket() else "that is no socket",
     }.get(error.errno or 0, str(error))
     return (
         f"no agent on {path}: {reason}. Start it with `apagent run` (or `systemctl start "
@@ -60,10 +67,14 @@ def _why_unreachable(path: Path, error: OSError) -> str:
 def _failure(error: grpc.RpcError, path: Path, timeout_s: float) -> CallFailed:
     call = cast(grpc.Call, error)  # as every error of a call is
     code, details = call.code(), call.details() or ""
-    if code is grpc.StatusCode.NOT_FOUND:
-        return CallFailed(details, ExitCode.NOT_FOUND)
-    if code is grpc.StatusCode.INVALID_ARGUMENT:
-        return CallFailed(details, ExitCode.USAGE)
+    if code in _ANSWERS:
+        return CallFailed(details, _ANSWERS[code])
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        return CallFailed(
+            f"the agent on {path} doesn't know this verb: restart it, if it is of an earlier "
+            "release (see `apctl version`)",
+            ExitCode.ERROR,
+        )
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return CallFailed(
             f"the agent on {path} did not answer within {timeout_s:g} s (see --timeout)",

@@ -19,6 +19,8 @@ from apagent.core.model import PROTOCOL_NUMBERS
 
 SOCKET_VARIABLE = "APAGENT_SOCKET"
 DEFAULT_TIMEOUT_S = 10.0
+MAX_TIMEOUT_S = 1e6
+"""Eleven days; a socket's timeout has a limit."""
 
 _EXIT_CODES = """exit codes:
   0 ok, 1 error, 2 usage, 3 agent unreachable, 4 agent degraded or not in sync (status),
@@ -38,7 +40,8 @@ _Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noq
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    args = _parser().parse_args(argv)
+    _open_what_is_closed()
+    args = _parse(sys.argv[1:] if argv is None else argv)
     try:
         code: int = args.verb(args)
         sys.stdout.flush()
@@ -47,11 +50,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         return failure.exit_code
     except BrokenPipeError:
         # Whoever read our output (`head`) has enough. Python would complain at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return ExitCode.OK
+    except OSError as error:  # calls fail otherwise
+        sys.stderr.write(f"apctl: the output can't be written: {error.strerror}\n")
+        _drop_output()
+        return ExitCode.ERROR
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     return code
+
+
+def _open_what_is_closed() -> None:
+    """Streams that our caller has closed (`>&-`): what a verb does is no less done."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - until we exit
+            setattr(sys, name, nowhere)
+
+
+def _drop_output() -> None:
+    """Have what is still to be written go nowhere, also at our exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = _parser()
+    for argument in argv:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            parser.error(f"{argument!r} is not UTF-8 text")
+    return parser.parse_args(argv)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -96,7 +126,7 @@ def _common(*, for_verb: bool) -> argparse.ArgumentParser:
     )
     common.add_argument(
         "--timeout",
-        type=_argument(_seconds, "a number of seconds above 0"),
+        type=_argument(_seconds, f"a number of seconds above 0, up to {MAX_TIMEOUT_S:.0f}"),
         metavar="SECONDS",
         default=default(DEFAULT_TIMEOUT_S),
         help=f"how long the whole answer may take (default: {DEFAULT_TIMEOUT_S:g})",
@@ -239,6 +269,6 @@ def _address(text: str) -> str:
 
 def _seconds(text: str) -> float:
     seconds = float(text)
-    if not 0 < seconds < float("inf"):
+    if not 0 < seconds <= MAX_TIMEOUT_S:
         raise ValueError(text)
     return seconds

@@ -43,16 +43,23 @@ def _size(text: str) -> float:
 def _demo(arguments: argparse.Namespace) -> int:
     from apagent.lab import demo, report  # noqa: PLC0415 - an AP's agent has no use for the lab
 
+    try:
+        # Before the work of a minute.
+        arguments.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(arguments.out, error) from None
     outcome = demo.run(demo.Plan(int(arguments.size_mb * 1e6)), _progress())
     try:
         written = report.write(outcome, arguments.out)
     except OSError as error:
-        raise ApagentError(
-            f"{arguments.out}: can't write the reports ({error.strerror}); choose another --out"
-        ) from None
+        raise _unwritable(arguments.out, error) from None
     print(*report.table(outcome), "", outcome.verdict, sep="\n")
     print(f"Reports: {', '.join(map(str, written))}")
     return ExitCode.OK if outcome.passed else ExitCode.ERROR
+
+
+def _unwritable(out: Path, error: OSError) -> ApagentError:
+    return ApagentError(f"{out}: can't write the reports ({error.strerror}); choose another --out")
 
 
 def _progress() -> Callable[[str], None]:

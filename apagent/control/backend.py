@@ -40,7 +40,7 @@ from apagent.core.model import (
     Sessions,
     Translation,
 )
-from apagent.errors import KernelFault, UnknownClient
+from apagent.errors import KernelFault, NotReady, UnknownClient
 from apagent.kernel.port import Counters, DataPath
 from apagent.peers.client import PeerSubscription
 from apagent.reconcile import Reconciler
@@ -142,14 +142,14 @@ class EngineBackend:
     def associate(
         self, mac: Mac, address: IPv4Address | None, network: NetworkName | None
     ) -> ClientView:
-        """Take note that the client is associated here now. Raises ValueError."""
+        """Take note that the client is associated here now. Raises ValueError, NotReady."""
         found = self._network(network)
         if address is not None and not usable(found, address):
             raise ValueError(
                 f"{address} is not a client's address in network {found.name} ({found.prefix})"
             )
         if not self._engine.in_sync:
-            raise ValueError("the agent is not in sync with its peers yet; try again in a moment")
+            raise NotReady("the agent is not in sync with its peers yet; try again in a moment")
         self._shell.run([ClientSeen(found.name, mac, Source.MANAGEMENT, address)])
         client = self._engine.clients[found.name].get(mac)
         if client is None:

@@ -31,6 +31,8 @@ def parse_mac(text: str) -> Mac:
     eui = netaddr.EUI(text, version=48)
     if eui.words[0] & _GROUP_BIT:
         raise ValueError(f"{text!r} is a group address, which no client has")
+    if not any(eui.words):
+        raise ValueError(f"{text!r} is no client's address")
     return Mac(eui.format(netaddr.mac_unix_expanded))
 
 

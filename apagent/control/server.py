@@ -36,7 +36,10 @@ class ControlServer:
             with _umask(_SOCKET_UMASK):
                 self._server.add_insecure_port(f"unix:{self._path}")
         except RuntimeError as error:
-            raise NeedsError(f"control.socket: can't listen on {self._path}: {error}") from error
+            raise NeedsError(
+                f"control.socket: can't listen on {self._path}: can this user make a file there, "
+                "and is the path short enough for a socket (100 characters)?"
+            ) from error
         await self._server.start()
 
     async def stop(self) -> None:

@@ -21,7 +21,7 @@ from apagent.control.port import ControlBackend
 from apagent.control.views import FlowView
 from apagent.control.watch import WatchQueue
 from apagent.core.model import PROTOCOL_NUMBERS, ApId, NetworkName
-from apagent.errors import ConfigError, UnknownClient
+from apagent.errors import ConfigError, NotReady, UnknownClient
 from apagent.v1 import control_pb2 as pb
 from apagent.v1 import control_pb2_grpc
 
@@ -116,6 +116,8 @@ async def _answer(context: _Context, ask: Callable[[], _T]) -> _T:
         return ask()
     except UnknownClient as error:
         status, text = grpc.StatusCode.NOT_FOUND, str(error)
+    except NotReady as error:
+        status, text = grpc.StatusCode.FAILED_PRECONDITION, str(error)
     except (ValueError, ConfigError) as error:
         status, text = grpc.StatusCode.INVALID_ARGUMENT, str(error)
     await context.abort(status, text)

@@ -26,7 +26,7 @@ def server_port(server: grpc.aio.Server, endpoint: Endpoint) -> int:
     except RuntimeError as error:
         raise NeedsError(
             f"peering.listen: can't listen on {endpoint}: is the address on this machine, "
-            f"and the port free? ({error})"
+            "and the port free?"
         ) from error
 
 

@@ -118,7 +118,7 @@ class ControlServicer:
 
     def Associate(self, request, context):
         """Says what a source would say: the client is associated here now. INVALID_ARGUMENT: no such
-        network, or an address outside its prefix.
+        network, or an address outside its prefix. FAILED_PRECONDITION: the agent is not in sync yet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

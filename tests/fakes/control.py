@@ -17,7 +17,7 @@ from apagent.control.views import (
     StatusView,
 )
 from apagent.core.model import PROTOCOL_NAMES, ApId, Mac, NetworkName
-from apagent.errors import UnknownClient
+from apagent.errors import NotReady, UnknownClient
 
 ANCHOR = AnchorView("lan", "active", "", "203.0.113.11", ("203.0.113.11",), 2, "")
 STATUS = StatusView(
@@ -132,6 +132,8 @@ class FakeBackend:
     ) -> ClientView:
         if network not in (None, "lan"):
             raise ValueError(f"no network {network!r} is configured here; there is: lan")
+        if not self.shown.in_sync:
+            raise NotReady("the agent is not in sync yet")
         self.associated.append((mac, address, network))
         return replace(CLIENT, mac=mac)
 

@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
 from typing import Any, NamedTuple
 
+import grpc
 import pytest
 
 from apagent import __version__
@@ -25,6 +26,13 @@ from tests.fakes.control import CLIENT, FLOWS, STATUS, FakeBackend
 
 PATIENCE_S = 10.0
 HANG_S = "0.2"
+
+
+_COMMAND = (
+    sys.executable,
+    "-c",
+    "import sys; from apagent.cli.apctl import main; sys.exit(main())",
+)
 
 
 class Ran(NamedTuple):
@@ -233,6 +241,10 @@ def test_associate_says_what_a_source_would(service: Service, apctl: Callable[..
         (("flows", "--protocol", "gre"), "invalid choice"),
         (("status", "-o", "xml"), "one of table, json, jsonl"),
         (("status", "--timeout", "0"), "above 0"),
+        (("status", "--timeout", "1e300"), "up to 1000000"),
+        (("client", "associate", "00:00:00:00:00:00"), "no client's address"),
+        (("flows", "--anchor", "\udcff"), "is not UTF-8 text"),
+        (("drain", "ap\udcff"), "is not UTF-8 text"),
     ],
 )
 def test_usage_errors(apctl: Callable[..., Ran], argv: tuple[str, ...], says: str) -> None:
@@ -251,6 +263,50 @@ def test_no_agent_is_told_with_the_socket_and_what_to_do(
     assert out == ""
     assert str(path) in err
     assert "apagent run" in err
+
+
+def test_what_is_no_socket_is_called_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "file"):
+        assert main(["--socket", str(path), "peers"]) == ExitCode.UNREACHABLE
+        assert "that is no socket" in capsys.readouterr().err
+
+
+def test_an_agent_that_does_not_know_the_verb_is_of_another_release(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = grpc.server(ThreadPoolExecutor(1))
+    path = tmp_path / "old.sock"
+    server.add_insecure_port(f"unix:{path}")
+    server.start()
+    assert main(["--socket", str(path), "reclaim"]) == ExitCode.ERROR
+    assert server.stop(None).wait(PATIENCE_S)
+    assert "doesn't know this verb: restart it" in capsys.readouterr().err
+
+
+def test_what_must_wait_for_sync_is_told_like_a_status(
+    service: Service, apctl: Callable[..., Ran]
+) -> None:
+    service.backend.degrade(in_sync=False)
+    ran = apctl("client", "associate", CLIENT.mac, "-o", "json")
+    assert ran == (ExitCode.DEGRADED, "", "apctl: the agent is not in sync yet\n")
+    assert service.backend.associated == []
+
+
+@pytest.mark.parametrize("verb", [("status",), ("peers", "-o", "json"), ("flows", "-o", "jsonl")])
+def test_output_that_can_not_be_written_is_told(service: Service, verb: tuple[str, ...]) -> None:
+    argv = [*_COMMAND, "--socket", str(service.path), *verb]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    said = "apctl: the output can't be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (ExitCode.ERROR, said)
+
+
+def test_a_verb_is_done_where_its_streams_are_closed(service: Service) -> None:
+    argv = [*_COMMAND, "--socket", str(service.path), "client", "associate", CLIENT.mac]
+    done = subprocess.run(["sh", "-c", '"$@" >&- 2>&-', "sh", *argv], check=False)
+    assert done.returncode == ExitCode.OK
+    assert len(service.backend.associated) == 1
 
 
 def test_an_agent_that_hangs_is_given_up(

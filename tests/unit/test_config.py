@@ -84,7 +84,7 @@ def test_both_sides_derive_the_same_tunnel_address() -> None:
         ("10.77.0.0/16", "10.77.0.1/16", "networks[0].prefix: '10.77.0.1/16' is not an IPv4"),
         ("10.77.0.0/16", "fd00::/64", "networks[0].prefix: 'fd00::/64' is not an IPv4"),
         ('"10.77.0.1"', '"10.78.0.1"', "networks[0].gateway: 10.78.0.1 is outside the prefix"),
-        ('"masquerade"', '"snat"', 'networks[0].nat: expected "masquerade" or an IPv4 address'),
+        ('"masquerade"', '"snat"', "networks[0].nat: 'snat' is neither"),
         ('uplink = "wan"', 'uplink = "br-lan"', "networks[0].uplink: br-lan is the client"),
         ('uplink = "wan"', 'uplink = "a b"', "networks[0].uplink: 'a b' is not usable"),
         ('"10.99.0.2:7411"', '"10.99.0.2"', "peers[0].address: '10.99.0.2' is not usable"),
@@ -105,6 +105,23 @@ def test_both_sides_derive_the_same_tunnel_address() -> None:
         ("[ap]", "[[ap]]", "ap: there is only one; write [ap]"),
         ("[ap]", "[ap", "not valid TOML"),
         ("vni = 77", "vni = " + "7" * 5000, "not valid TOML"),
+        ("vni = 77", "vni = 77.0", "networks[0].vni: expected an integer, found a decimal number"),
+        (
+            "10.77.0.0/16",
+            "10.77.1.5/16",
+            "networks[0].prefix: '10.77.1.5/16' is not an IPv4 prefix such as 10.0.0.0/16 (10.77.",
+        ),
+        (
+            'underlay = "10.99.0.1"',
+            'underlay = "010.99.0.1"',
+            "tunnel.underlay: '010.99.0.1' is not an IPv4 address such as 10.0.0.1 (Leading zeros",
+        ),
+        (
+            'nat = "masquerade"',
+            'successor = "ap1"',
+            "networks[0].successor: ap1 is no peer; choose one of: ap2",
+        ),
+        ("[peering]", "[peering]\nsync_timeout_s = 1" + "0" * 400, "peering.sync_timeout_s: 1000"),
         ("vni = 77", "Vni = 77", "networks[0].Vni: unknown key; did you mean 'vni'?"),
     ],
 )
@@ -130,6 +147,11 @@ def test_a_required_key_that_is_misspelt_is_recognised(key: str, misspelt: str, 
         parse(GOOD.replace(f"\n{key} = ", f"\n{misspelt} = ", 1))
     expected = f"{table}.{misspelt}: unknown key; did you mean '{key}'?"
     assert str(refusal.value).startswith(expected)
+
+
+def test_a_prefix_with_host_bits_is_answered_with_the_one_that_is_meant() -> None:
+    with pytest.raises(ConfigError, match=r"did you mean 10\.77\.0\.0/16\?$"):
+        parse(GOOD.replace("10.77.0.0/16", "10.77.1.5/16"))
 
 
 def test_a_required_key_that_is_missing_is_not_taken_for_a_longer_one() -> None:
@@ -285,6 +307,10 @@ def test_port_forwards() -> None:
             "networks[0].forwards: there may be several; write [[networks.forwards]]",
         ),
         (FORWARD + FORWARD, "networks[0].forwards[1].port: 8080 on wan is taken by networks[0].fo"),
+        (
+            FORWARD + "isolate_clients = true\n",
+            "networks[0].forwards[0].isolate_clients: unknown key; it belongs to networks[0]: wri",
+        ),
         (FORWARD + "protocol = 'sctp'\n", "networks[0].forwards[0].protocol: 'sctp' is unknown"),
         (f"zone = 1\n{FORWARD}", "networks[0].zone: a network with a zone can't have forwards"),
         ("isolate_clients = 1\n", "networks[0].isolate_clients: expected true or false, found an"),

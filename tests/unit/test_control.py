@@ -235,3 +235,5 @@ def test_what_names_no_client(text: str) -> None:
 def test_a_group_address_is_nobodys() -> None:
     with pytest.raises(ValueError, match="group address"):
         parse_mac("01:00:5e:00:00:01")
+    with pytest.raises(ValueError, match="no client's"):
+        parse_mac("00:00:00:00:00:00")
