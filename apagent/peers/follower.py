@@ -9,26 +9,36 @@ attempt starts from what is held by then.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 from apagent.core.digest import Buckets, bucket_count, feed_digest
 from apagent.core.domain import Network
 from apagent.core.engine import PeerState
 from apagent.core.events import PeerConnected, PeerDelta, PeerDisconnected, PeerPart, PeerSnapshot
-from apagent.core.model import ApId, FlowKey, NetworkName
+from apagent.core.model import ApId, Claim, FlowKey, NetworkName
 from apagent.core.session_tables import SessionTables
 from apagent.errors import PeerFault
 from apagent.peers import versions
 from apagent.peers.convert import PeerReader, Statements, Tables, digest_message
-from apagent.peers.snapshot import SnapshotParts
+from apagent.peers.snapshot import ClientName, SnapshotParts
 from apagent.v1 import peer_pb2 as pb
 
 PeerEvent = PeerConnected | PeerPart | PeerSnapshot | PeerDelta | PeerDisconnected
 
-MAX_SESSIONS = 4_000_000
-"""Sessions of one peer: about 600 MB here, and far beyond what one AP's conntrack holds."""
-
 _PART = pb.FeedMessage.KIND_SNAPSHOT_PART
 _ENDS = (pb.FeedMessage.KIND_SNAPSHOT_END, pb.FeedMessage.KIND_DIFFERENCE_END)
+
+
+class Bounds(NamedTuple):
+    """What one peer may have here; what is beyond is refused."""
+
+    sessions: int = 4_000_000
+    """About 600 MB, and far beyond what one AP's conntrack holds."""
+    claims: int = 1_000_000
+    """Clients that it claims."""
+
+
+BOUNDS = Bounds()
 
 
 class Follower:
@@ -42,7 +52,7 @@ class Follower:
         peer: ApId,
         networks: Iterable[Network],
         tables: Mapping[NetworkName, SessionTables],
-        max_sessions: int = MAX_SESSIONS,
+        bounds: Bounds = BOUNDS,
     ) -> None:
         self.peer = peer
         self.state = PeerState.CONNECTING
@@ -62,7 +72,9 @@ class Follower:
         """Sessions that were received, opened or closed, in any kind of message."""
         self._reader = PeerReader(peer, networks)
         self._tables = tables
-        self._max_sessions = max_sessions
+        self._bounds = bounds
+        self._claimed: set[ClientName] = set()
+        """Clients that the peer claims now."""
         self._connected = False
         self._parts: SnapshotParts | None = None
         self._buckets = 0
@@ -100,7 +112,7 @@ class Follower:
         self.version = message.protocol_version
         self.changes += sum(map(len, statements.tables.values()))
         is_delta = message.kind == pb.FeedMessage.KIND_DELTA
-        self._refuse_beyond_bound(statements.tables, closes=is_delta)
+        self._bound_sessions(statements.tables, closes=is_delta)
         if is_delta:
             yield from self._take_delta_untrusted(message, statements)
         elif message.kind == _PART or message.kind in _ENDS:
@@ -123,15 +135,15 @@ class Follower:
     def _held(self) -> int:
         return sum(len(tables.table(self.peer)) for tables in self._tables.values())
 
-    def _refuse_beyond_bound(self, tables: Tables, *, closes: bool) -> None:
+    def _bound_sessions(self, tables: Tables, *, closes: bool) -> None:
         """Take out the sessions for which there is no room; what a message `closes` makes some.
 
         They are missing here until a snapshot says them again and finds room. Each subscription
         asks once for what differs, so that they are no reason for another one.
         """
-        if self._held() + sum(map(len, tables.values())) <= self._max_sessions:
+        if self._held() + sum(map(len, tables.values())) <= self._bounds.sessions:
             return
-        room = self._max_sessions - self._held()
+        room = self._bounds.sessions - self._held()
         new: list[tuple[NetworkName, FlowKey]] = []
         for network, changes in tables.items():
             held = self._tables[network].table(self.peer)
@@ -142,8 +154,23 @@ class Follower:
         for network, key in beyond:
             del tables[network][key]
         if beyond:
-            what = f"a session beyond the {self._max_sessions} that one AP may have"
-            self._reader.refuse(what, len(beyond))
+            self._refuse("a session", self._bounds.sessions, len(beyond))
+
+    def _bound_claims(self, claims: Iterable[Claim]) -> Iterator[Claim]:
+        """The claims for which there is room. Call it for what is told in this order."""
+        for claim in claims:
+            client = (claim.network, claim.mac)
+            if not _takes_room(claim):
+                self._claimed.discard(client)
+            elif client in self._claimed or len(self._claimed) < self._bounds.claims:
+                self._claimed.add(client)
+            else:
+                self._refuse("a claim", self._bounds.claims, 1)
+                continue
+            yield claim
+
+    def _refuse(self, what: str, bound: int, count: int) -> None:
+        self._reader.refuse(f"{what} beyond the {bound} that one AP may have", count)
 
     def _take_delta_untrusted(
         self, message: pb.FeedMessage, statements: Statements
@@ -162,7 +189,8 @@ class Follower:
         self.deltas += 1
         self._buckets = 0
         self._reach(message)
-        yield PeerDelta(self.peer, message.clock, *statements)
+        claims = tuple(self._bound_claims(statements.claims))
+        yield PeerDelta(self.peer, message.clock, statements.tables, claims, statements.anchor)
 
     def _take_snapshot_untrusted(
         self, message: pb.FeedMessage, statements: Statements
@@ -170,9 +198,13 @@ class Follower:
         yield from self._connect()
         if self._parts is None:
             self.state = PeerState.SYNCING
-            self._parts = SnapshotParts(self.peer, message.epoch, message.sequence)
+            self._parts = SnapshotParts(
+                self.peer, message.epoch, message.sequence, self._bounds.claims
+            )
         parts = self._parts
         opened = parts.add_untrusted(message.epoch, message.sequence, statements)
+        if beyond := parts.take_claims_beyond():
+            self._refuse("a claim", self._bounds.claims, beyond)
         if opened:
             yield PeerPart(self.peer, opened)
         if message.kind == _PART:
@@ -186,7 +218,8 @@ class Follower:
         self._parts = None
         self._buckets = 0
         self._reach(message)
-        claims = tuple(parts.claims)
+        claims = tuple(parts.claims.values())
+        self._claimed = {client for client, claim in parts.claims.items() if _takes_room(claim)}
         yield PeerSnapshot(self.peer, message.clock, None, claims, statements.anchor)
 
     def _differing_untrusted(self, message: pb.FeedMessage) -> Buckets | None:
@@ -209,3 +242,8 @@ class Follower:
     def _reach(self, message: pb.FeedMessage) -> None:
         self.epoch, self.sequence = message.epoch, message.sequence
         self.state = PeerState.IN_SYNC
+
+
+def _takes_room(claim: Claim) -> bool:
+    """Of clients that have left but a few are remembered (`core/clients.py`)."""
+    return not (claim.released or claim.withdrawn)

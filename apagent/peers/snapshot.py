@@ -1,4 +1,4 @@
-"""A peer's snapshot while its parts come in. Of sessions it gets what there is room for."""
+"""A peer's snapshot while its parts come in. Its sessions are those that there is room for."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from apagent.core.model import (
     ApId,
     Claim,
     FlowKey,
+    Mac,
     Nat,
     NetworkName,
     SessionChanges,
@@ -21,18 +22,22 @@ from apagent.core.session_tables import SessionTables
 from apagent.errors import PeerFault
 from apagent.peers.convert import Statements
 
-MAX_CLAIMS = 1_000_000
 MAX_CHANGES = 1024
 """Changes in one piece of what a snapshot's end brings: about 5 ms to apply."""
 
 _NO_GENERATION = bytes(4)
 
 
+ClientName = tuple[NetworkName, Mac]
+
+
 class SnapshotParts:
     """Gathers the parts of one snapshot."""
 
-    def __init__(self, peer: ApId, epoch: int, sequence: int) -> None:
-        self.claims: list[Claim] = []
+    def __init__(self, peer: ApId, epoch: int, sequence: int, max_claims: int) -> None:
+        self.claims: dict[ClientName, Claim] = {}
+        self._max_claims = max_claims
+        self._beyond = 0
         self._said: dict[NetworkName, set[FlowKey]] = {}
         self._peer = peer
         self._position = (epoch, sequence)
@@ -42,7 +47,7 @@ class SnapshotParts:
     ) -> dict[NetworkName, Sessions]:
         """Take one part; returns its sessions.
 
-        Raises PeerFault where it doesn't belong to the others, or is too much.
+        Raises PeerFault where it doesn't belong to the others.
         """
         if (epoch, sequence) != self._position:
             raise PeerFault(
@@ -55,10 +60,18 @@ class SnapshotParts:
             self._said.setdefault(network, set()).update(opened)
             if opened:
                 part[network] = opened
-        self.claims.extend(statements.claims)
-        if len(self.claims) > MAX_CLAIMS:
-            raise PeerFault(f"peer {self._peer}: its snapshot is larger than {MAX_CLAIMS} claims")
+        for claim in statements.claims:
+            client = (claim.network, claim.mac)
+            if client in self.claims or len(self.claims) < self._max_claims:
+                self.claims[client] = claim
+            else:
+                self._beyond += 1
         return part
+
+    def take_claims_beyond(self) -> int:
+        """How many claims there was no room for since the last call."""
+        beyond, self._beyond = self._beyond, 0
+        return beyond
 
     def rest(
         self,

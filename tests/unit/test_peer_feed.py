@@ -35,7 +35,7 @@ from apagent.errors import ApagentError, NeedsError, PeerFault
 from apagent.peers import client, versions
 from apagent.peers.client import Backoff, PeerSubscription
 from apagent.peers.convert import Statements
-from apagent.peers.follower import MAX_SESSIONS, Follower, PeerEvent
+from apagent.peers.follower import BOUNDS, Bounds, Follower, PeerEvent
 from apagent.peers.keepalive import Keepalive
 from apagent.peers.server import PeerFeedServer
 from apagent.peers.snapshot import SnapshotParts
@@ -106,11 +106,11 @@ class PeerAp:
 class Subscriber:
     """The subscription under test, its events, and a way to wait for one."""
 
-    def __init__(self, port: int, max_sessions: int = MAX_SESSIONS) -> None:
+    def __init__(self, port: int, bounds: Bounds = BOUNDS) -> None:
         self.events: list[PeerEvent] = []
         self._news = asyncio.Event()
         self.tables = {LAN: SessionTables(ME, [PEER])}
-        self.feed = Follower(PEER, [NETWORK], self.tables, max_sessions)
+        self.feed = Follower(PEER, [NETWORK], self.tables, bounds)
         self.subscription = PeerSubscription(
             ME,
             Endpoint(LOOPBACK, port),
@@ -156,8 +156,8 @@ async def started(ap: PeerAp) -> AsyncIterator[PeerAp]:
 
 
 @asynccontextmanager
-async def running(port: int, max_sessions: int = MAX_SESSIONS) -> AsyncIterator[Subscriber]:
-    subscriber = Subscriber(port, max_sessions)
+async def running(port: int, bounds: Bounds = BOUNDS) -> AsyncIterator[Subscriber]:
+    subscriber = Subscriber(port, bounds)
     task = asyncio.create_task(subscriber.subscription.run(), name="subscription under test")
     try:
         yield subscriber
@@ -538,7 +538,7 @@ def test_bytes_that_are_no_message_break_the_feed_and_no_more() -> None:
 @asynccontextmanager
 async def bounded(ap: PeerAp, max_sessions: int) -> AsyncIterator[Subscriber]:
     """A subscriber that holds so many of the peer's sessions, and no more."""
-    async with started(ap), running(ap.port, max_sessions) as subscriber:
+    async with started(ap), running(ap.port, Bounds(sessions=max_sessions)) as subscriber:
         await subscriber.until(lambda: subscriber.feed.snapshots == 1)
         yield subscriber
 
@@ -603,7 +603,7 @@ def test_what_was_refused_is_no_reason_for_snapshot_after_snapshot() -> None:
 
 def test_what_a_snapshot_calls_closed_makes_no_room() -> None:
     tables = {LAN: SessionTables(ME, [PEER])}
-    feed = Follower(PEER, [NETWORK], tables, max_sessions=2)
+    feed = Follower(PEER, [NETWORK], tables, Bounds(sessions=2))
     for port in range(1, 9):
         said = {"network": LAN, "opened": [_session(port)], "closed": [_session(1)["flow"]]}
         for event in feed.take_untrusted(sent("KIND_SNAPSHOT_PART", sequence=1, tables=[said])):
@@ -612,8 +612,50 @@ def test_what_a_snapshot_calls_closed_makes_no_room() -> None:
     assert feed.refused == 6
 
 
+def claim_of(number: int, **fields: Any) -> dict[str, Any]:
+    return {"network": LAN, "mac": bytes([2, 0, 0, 0, 0, number]), "generation": 1, **fields}
+
+
+def test_claims_beyond_the_bound_are_refused_and_the_feed_goes_on() -> None:
+    feed = Follower(PEER, [NETWORK], {LAN: SessionTables(ME, [PEER])}, Bounds(claims=2))
+    sequence = 1
+
+    def told(*claims: dict[str, Any], kind: str = "KIND_DELTA") -> set[int]:
+        """The clients of which is told when the peer says these claims."""
+        nonlocal sequence
+        follows, sequence = feed.sequence, sequence + 1
+        message = sent(kind, follows=follows, sequence=sequence, claims=claims)
+        events = list(feed.take_untrusted(message))
+        said = [event for event in events if isinstance(event, PeerDelta | PeerSnapshot)]
+        return {int(claim.mac[-2:], 16) for event in said for claim in event.claims}
+
+    assert told(kind="KIND_SNAPSHOT_END") == set()
+    assert told(claim_of(1), claim_of(2), claim_of(3)) == {1, 2}
+    assert told(claim_of(2, generation=2), claim_of(4)) == {2}
+    assert feed.refused == 2
+    assert told(claim_of(1, released=True), claim_of(5), claim_of(6)) == {1, 5}
+    assert told(claim_of(5, withdrawn=True), claim_of(6)) == {5, 6}
+    assert feed.refused == 3
+    assert told(*map(claim_of, range(7, 11)), kind="KIND_SNAPSHOT_END") == {7, 8}
+    assert feed.refused == 5
+    assert told(claim_of(7, generation=3), claim_of(9)) == {7}
+    assert feed.in_sync
+
+
+def test_a_snapshot_that_breaks_off_makes_no_room_for_claims() -> None:
+    feed = Follower(PEER, [NETWORK], {LAN: SessionTables(ME, [PEER])}, Bounds(claims=1))
+    list(feed.take_untrusted(sent("KIND_SNAPSHOT_END", sequence=1, claims=[claim_of(1)])))
+    list(feed.take_untrusted(sent("KIND_SNAPSHOT_PART", sequence=2)))
+    feed.request(ME)
+    delta = sent("KIND_DELTA", follows=1, sequence=2, claims=[claim_of(2)])
+    (event,) = feed.take_untrusted(delta)
+    assert isinstance(event, PeerDelta)
+    assert event.claims == ()
+    assert feed.refused == 1
+
+
 def test_parts_of_different_snapshots_do_not_mix() -> None:
-    parts = SnapshotParts(PEER, 1, 1)
+    parts = SnapshotParts(PEER, 1, 1, 1)
     with pytest.raises(PeerFault, match="at 2 of epoch 1 and at 1 of epoch 1"):
         parts.add_untrusted(1, 2, Statements({}, ()))
 
