@@ -21,11 +21,12 @@ from tests.bench import (
     resync,
     roaming,
     stages,
+    succession,
 )
 from tests.bench.runner import Group, Runner, say
 from tests.bench.scale import FULL, QUICK, Scale
 
-_MODULES = (replication, latency, roaming, path, lifecycle, resync, growth, stages)
+_MODULES = (replication, latency, roaming, path, lifecycle, resync, succession, growth, stages)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from apagent.lab.errors import LabError
 from apagent.lab.lab import Lab
 from tests.bench.contenders import prepare
 from tests.bench.cost import cpu_s
@@ -15,11 +13,11 @@ from tests.bench.generator import generating
 from tests.bench.rows import Row, alone
 from tests.bench.runner import Group, Result, Samples, Trial
 from tests.bench.scale import Scale
+from tests.bench.waiting import until
 
 _AP, _OTHER = "ap1", "ap2"
 _SIDE = "apagent"
 _RATE = 8000
-_PATIENCE_S = 60.0
 _DOWN_S = 1.0
 _LIMIT_S = 2.0
 
@@ -43,7 +41,7 @@ def _measure(flows: int) -> Result:
             with generating(lab, client, *options) as generator:
                 generator.start()
                 generator.result()
-        _until(lambda: all(_sessions(lab, ap) >= 2 * flows for ap in lab.aps), "all know all flows")
+        until(lambda: all(_sessions(lab, ap) >= 2 * flows for ap in lab.aps), "all know all flows")
         before = _feed(lab)
         lab.kill_agent(_AP)
         time.sleep(_DOWN_S)
@@ -55,9 +53,9 @@ def _restart(lab: Lab, before: dict[str, Any]) -> Result:
     lab.start_agent(_AP)
     ready = time.monotonic()
     cpu = cpu_s(lab.agent_pid(_AP))
-    _until(lambda: _feed(lab)["state"] == "in-sync", f"{_OTHER} is in sync with {_AP}")
+    until(lambda: _feed(lab)["state"] == "in-sync", f"{_OTHER} is in sync with {_AP}")
     followed = time.monotonic()
-    _until(lambda: _feed(lab)["checksum"] == lab.apctl(_AP, "status")["checksum"], "tables equal")
+    until(lambda: _feed(lab)["checksum"] == lab.apctl(_AP, "status")["checksum"], "tables equal")
     travelled = _feed(lab)["changes_received"] - before["changes_received"]
     return {
         "ready_s": ready - began,
@@ -76,14 +74,6 @@ def _feed(lab: Lab) -> dict[str, Any]:
     """What the other AP says of the one that restarts."""
     found: list[dict[str, Any]] = lab.apctl(_OTHER, "peers")
     return next(peer for peer in found if peer["id"] == _AP)
-
-
-def _until(holds: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + _PATIENCE_S
-    while not holds():
-        if time.monotonic() > deadline:
-            raise LabError(f"not within {_PATIENCE_S:g} s: {what}")
-        time.sleep(0.02)
 
 
 def _rows(flows: int, samples: Samples) -> list[Row]:

@@ -38,6 +38,8 @@ class Scale:
     roams: int
     roam_dwell_s: float
     many_sessions: int
+    moved_flows: tuple[int, ...]
+    """Flows of an anchor that dies or is drained."""
     idle_aps: int
     idle_clients: int
     idle_settle_s: float
@@ -67,6 +69,7 @@ FULL = Scale(
     roams=50,
     roam_dwell_s=0.1,
     many_sessions=100_000,
+    moved_flows=(1_000, 20_000, 100_000),
     idle_aps=21,
     idle_clients=200,
     idle_settle_s=10.0,
@@ -95,6 +98,7 @@ QUICK = Scale(
     roams=12,
     roam_dwell_s=0.1,
     many_sessions=10_000,
+    moved_flows=(),
     idle_aps=3,
     idle_clients=5,
     idle_settle_s=1.0,
