@@ -45,6 +45,9 @@ RETRY_ROUNDS = 10
 DEFEND_ROUNDS = 10
 """Rounds between announcements of an address that somebody else announces, too: two that defend
 themselves at once would flood the segment (RFC 5227, section 2.4: every ten seconds)."""
+STALE_ROUNDS = 3
+"""Rounds for which an address that we have just taken isn't yielded: what is heard then may have
+been said before, by who has let go of it. Who really has it, too, says so every second."""
 REMIND_ROUNDS = 10
 """Rounds between announcements of an address whose home can't be heard."""
 
@@ -115,6 +118,8 @@ class Anchors:
         self._decisions: list[Decision] = []
         self._defended: dict[NatAddress, int] = {}
         """The round at which we have announced an address because of a conflict."""
+        self._taken: dict[NatAddress, int] = {}
+        """The round at which we have taken an address."""
         self._untold: dict[NatAddress, set[ApId]] = {}
         """Addresses of ours -> the peers that we didn't hear when we took them. They may know of a
         higher hold, though nobody has it any more."""
@@ -201,7 +206,8 @@ class Anchors:
         """
         if nat not in self.book.mine.holds or nat in self.book.mine.unconfirmed:
             return
-        if nat in self.book.homes() and self.book.unheard:
+        stale = self._round - self._taken.get(nat, -STALE_ROUNDS) < STALE_ROUNDS
+        if nat in self.book.homes() and self.book.unheard and not stale:
             self._lose(nat, f"{mac} uses it, and we don't hear all peers")
             self._trials[nat] = self._wait()
         elif self._round - self._defended.get(nat, -DEFEND_ROUNDS) >= DEFEND_ROUNDS:
@@ -371,6 +377,7 @@ class Anchors:
     def _take(self, nat: NatAddress) -> Hold:
         self.clock = max(self.clock, self.book.latest.get(nat, 0)) + 1
         hold = self.book.mine.holds[nat] = self._hold(nat, self.clock)
+        self._taken[nat] = self._round
         self._untold[nat] = set(self.book.unheard)
         self._yielded.pop(nat, None)
         self.book.mine.ready.discard(nat)

@@ -16,7 +16,7 @@ from apagent.core.model import ApId, FlowKey, Mac, NatAddress, NetworkName
 if TYPE_CHECKING:
     from ipaddress import IPv4Address
 
-    from tests.simulation.node import Node
+    from tests.simulation.node import Agent, Node
 
 UNKNOWN_USER = Mac("00:00:00:00:00:00")
 
@@ -64,8 +64,14 @@ class Segment:
                 continue
             if nat in other.agent.asked:
                 other.agent.asked[nat] = tunnel_mac(node.id)
-            elif other.kernel.has(nat.address):
+            elif other.kernel.has(nat.address) or self._is_about_to_take(other.agent, nat):
                 other.agent.done.append(AddressConflict(nat, tunnel_mac(node.id)))
+
+    @staticmethod
+    def _is_about_to_take(agent: Agent, nat: NatAddress) -> bool:
+        """It may have the address by the time it reads what is said of it now."""
+        mine = agent.engine.anchoring.book.mine
+        return nat in mine.ready or nat in mine.taking
 
     def _user(self, node: Node, nat: NatAddress) -> Mac | None:
         if not node.kernel.uplink_works:

@@ -374,6 +374,22 @@ def test_a_home_yields_to_a_stranger_only_if_it_does_not_hear_everybody() -> Non
     assert world.owners(home(AP1)) == [AP1]
 
 
+def test_what_was_said_before_an_address_was_taken_is_no_reason_to_yield_it() -> None:
+    world = World()
+    world.give(AP1, DrainRequested(drain=True))
+    former = successor(world, AP1)
+    [dead] = {AP2, AP3} - {former}
+    world.power_off(dead)
+    world.give(AP1, DrainRequested(drain=False))
+    world.give(AP1, ReclaimRequested())
+    assert world.owners(home(AP1)) == [AP1]
+    world.give(AP1, AddressConflict(home(AP1), FOREIGN_MAC))
+    assert world.owners(home(AP1)) == [AP1]
+    world.rounds(3)
+    world.give(AP1, AddressConflict(home(AP1), FOREIGN_MAC))
+    assert world.owners(home(AP1)) == []
+
+
 def test_who_loses_uplink_and_peers_at_once_takes_nothing() -> None:
     """It counts them as dead before it counts its own uplink as dead, and nobody can answer it."""
     world = World()
