@@ -20,7 +20,7 @@ from apagent.control.backend import EngineBackend
 from apagent.control.probe import ControlProbe
 from apagent.control.server import ControlServer
 from apagent.core.domain import VXLAN_OVERHEAD, Domain
-from apagent.core.effects import Effect, NoteSync
+from apagent.core.effects import Effect
 from apagent.core.engine import Engine
 from apagent.core.events import Event
 from apagent.core.feed import FeedContents, FeedLog
@@ -76,7 +76,7 @@ async def run(config: Config) -> None:
     reconciler = Reconciler(kernel, domain, engine)
     flows = LinuxFlowMonitor(domain.networks)
     shell = Shell(engine, kernel, flows, reconciler, feed, later)
-    shell.observers.append(_report_ready)
+    shell.observers.append(_Readiness(engine))
     work = AnchorWork(
         engine.peers,
         shell.emit,
@@ -187,9 +187,17 @@ def _contents(engine: Engine) -> FeedContents:
     return FeedContents(tables, claims, engine.clock, anchor, engine.digests(engine.me))
 
 
-def _report_ready(_event: Event, effects: list[Effect]) -> None:
-    if any(isinstance(effect, NoteSync) for effect in effects):
-        notify("READY=1")
+class _Readiness:
+    """Tells the service manager once that clients may come."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._told = False
+
+    def __call__(self, _event: Event, _effects: list[Effect]) -> None:
+        if not self._told and self._engine.is_ready:
+            self._told = True
+            notify("READY=1")
 
 
 @contextlib.asynccontextmanager

@@ -218,6 +218,19 @@ class Anchors:
 
     # --- what follows
 
+    @property
+    def awaits_home(self) -> bool:
+        """Whether we are about to take an address of our own that nobody has.
+
+        What opens before that is translated to an address that doesn't move.
+        """
+        return any(
+            self.book.mode(nat.network) is AnchorMode.ACTIVE
+            and self.book.hold_of(nat) is None
+            and not self._trials.get(nat, _Trial(_Step.PROBING)).until
+            for nat in self.book.homes()
+        )
+
     def settle(self, unused: Collection[NatAddress], *, in_sync: bool) -> list[Decision]:
         """Decide until nothing changes. `unused` addresses are those that no flow of ours needs."""
         for _ in range(len(self.book.known()) + 4):

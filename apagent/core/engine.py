@@ -122,6 +122,11 @@ class Engine:
         """The highest generation seen, of claims and holds: a Lamport clock of the roam domain."""
         return self.claims.clock
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether we are in sync and have the NAT addresses that are ours, if they can be had."""
+        return self.in_sync and not self.anchoring.anchors.awaits_home
+
     def step(self, event: Event, now: float) -> list[Effect]:
         """Take one event in; `now` is any clock in seconds.
 

@@ -130,7 +130,7 @@ class Agents:
             process.save(self._pid_file(ap))
 
     def wait_ready(self, aps: Iterable[str], timeout_s: float = READY_TIMEOUT_S) -> None:
-        """Wait until the agents that we started report that they are in sync.
+        """Wait until the agents that we started report that clients may come.
 
         They say so as to a service manager (sd_notify(3): READY=1). Raises LabError with the end of
         the log if one ends or takes longer than `timeout_s` for all.
@@ -148,7 +148,7 @@ class Agents:
                     return
             if self.process(ap) is None:
                 raise LabError(f"the agent of {ap} has ended{self._log_tail(ap)}")
-        raise LabError(f"the agent of {ap} is not in sync in time{self._log_tail(ap)}")
+        raise LabError(f"the agent of {ap} is not ready in time{self._log_tail(ap)}")
 
     def notifications(self, ap: str) -> socket.socket:
         """Where the AP's agent, which we started, tells how it is. Reading is up to the caller."""

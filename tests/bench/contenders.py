@@ -15,10 +15,9 @@ from apagent.lab import namespaces
 from apagent.lab.errors import LabError
 from apagent.lab.lab import Lab
 from apagent.lab.place import Place
-from apagent.lab.plan import INTERNET, SERVER_ADDRESS, UPLINK
+from apagent.lab.plan import INTERNET, SERVER_ADDRESS
 from tests.bench.load import REMOTES
 from tests.bench.sets import MapSize
-from tests.bench.waiting import until
 
 CLIENT, ANCHOR = "client1", "ap1"
 _TIMEOUT_S = 3600
@@ -64,14 +63,10 @@ class Apagent:
 
     def __init__(self, aps: int = 2, place: Place | None = None, *, takeover: bool = False) -> None:
         self.lab = Lab(aps, 1, place=place, takeover=takeover)
-        self._takeover = takeover
         self._maps: list[MapSize] = []
 
     def __enter__(self) -> Self:
         self.lab.up()
-        if self._takeover:
-            # What is opened before that is translated to an address that doesn't move.
-            until(self._holds_its_address, f"{ANCHOR} holds its NAT address")
         prepare(self.lab)
         self._maps = [MapSize(self.lab.namespace(ap)) for ap in self.lab.aps[1:]]
         return self
@@ -80,10 +75,6 @@ class Apagent:
         for one in self._maps:
             one.close()
         self.lab.down()
-
-    def _holds_its_address(self) -> bool:
-        address = str(self.lab.plan.nat_address(ANCHOR))
-        return f" {address}/" in self.lab.run(ANCHOR, ["ip", "address", "show", UPLINK]).stdout
 
     @property
     def sender(self) -> int:

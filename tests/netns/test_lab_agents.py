@@ -100,7 +100,7 @@ def test_waiting_for_an_agent_is_bounded(lab: Lab) -> None:
     lab.kill_agent("ap1")
     (lab.place.root / "ap1" / "slow").touch()
     lab.agents.start("ap1")
-    with pytest.raises(LabError, match=r"the agent of ap1 is not in sync in time(?s:.*)run"):
+    with pytest.raises(LabError, match=r"the agent of ap1 is not ready in time(?s:.*)run"):
         lab.agents.wait_ready(["ap1"], timeout_s=0.3)
 
 

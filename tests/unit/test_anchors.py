@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from apagent.core.anchor_book import AnchorBook
@@ -16,8 +18,10 @@ from apagent.core.effects import (
     ProbeAddress,
     Publish,
 )
+from apagent.core.engine import Engine
 from apagent.core.events import (
     AddressConflict,
+    AddressProbed,
     AdoptionFailed,
     ClientSeen,
     DrainRequested,
@@ -29,9 +33,9 @@ from apagent.core.events import (
     Source,
     SyncTimedOut,
 )
-from apagent.core.model import AnchorStatement, ApId, FlowKey, Hold, Nat, NatAddress, stamped
+from apagent.core.model import AnchorStatement, ApId, FlowKey, Hold, Mac, Nat, NatAddress, stamped
 from tests.anchors_world import FOREIGN_MAC, World, home
-from tests.domains import ANN, ANN_IP, AP1, AP2, AP3, LAN, domain, tcp, udp
+from tests.domains import ANN, ANN_IP, AP1, AP2, AP3, LAN, domain, lan, tcp, udp
 
 DEAD_ROUNDS = 3
 PATIENCE = 20
@@ -41,6 +45,17 @@ def successor(world: World, of: ApId) -> ApId:
     """Who has the NAT address of an AP now."""
     (owner,) = world.owners(home(of))
     return owner
+
+
+@pytest.mark.parametrize("user", [None, FOREIGN_MAC])
+def test_an_agent_is_ready_when_it_has_its_address_or_cannot_have_it(user: Mac | None) -> None:
+    network = replace(lan(), takeover=True, nat_address=home(AP1).address)
+    engine = Engine(domain(AP1, 1, (network,)))
+    engine.step(FlowsListed({}), 0.0)
+    assert engine.in_sync
+    assert not engine.is_ready
+    engine.step(AddressProbed(home(AP1), user), 0.0)
+    assert engine.is_ready
 
 
 def test_every_ap_takes_its_own_address_after_asking_for_it() -> None:
