@@ -55,13 +55,19 @@ class AnchorBook:
         """Peers whose agents we don't hear: they can't be relied on to take anything over."""
         self.latest: dict[NatAddress, int] = {}
         """The highest generation at which an address was held by anybody."""
+        self._left: dict[ApId, set[NatAddress]] = {}
+        """Addresses that a peer has let go of, and of which its heir hadn't been heard then."""
         self._void: dict[tuple[NatAddress, ApId], int] = {}
         """Generations of holds that higher ones have superseded, by whose they are."""
 
     def hear(self, ap: ApId, statement: AnchorStatement) -> None:
         """What a peer says of itself now. What it says anew stands against nothing earlier."""
+        former = self.statements.get(ap, AnchorStatement())
         self.statements[ap] = statement
         held = {(hold.nat, ap): hold.generation for hold in statement.holds}
+        gone = {hold.nat for hold in former.holds if (hold.nat, ap) not in held}
+        left = self._left.get(ap, set()) | gone
+        self._left[ap] = {n for n in left if (n, ap) not in held and self.holder(n) is None}
         for key in [key for key in self._void if key[1] == ap and self._void[key] != held.get(key)]:
             del self._void[key]
 
@@ -162,14 +168,20 @@ class AnchorBook:
         """Whether we may take addresses now."""
         return self.takes_over(self.me, network) and self.mode(network) is AnchorMode.ACTIVE
 
-    def stated_holds(self, ap: ApId, network: NetworkName) -> list[NatAddress]:
-        """What an AP says that it holds, its own address first."""
+    def addresses_of(self, ap: ApId, network: NetworkName) -> list[NatAddress]:
+        """The addresses whose flows are an AP's, its own address first.
+
+        Those that it says that it holds; and those that it has let go of, as long as who continues
+        them isn't known here: the two speak to us by feeds of their own.
+        """
         statement = self.statement() if ap == self.me else self.statements.get(ap)
         if statement is None:
             return []
         homes = _homes(statement)
-        held = [hold.nat for hold in statement.holds if hold.nat.network == network]
-        return sorted(held, key=lambda nat: (nat not in homes, nat))
+        held = {hold.nat for hold in statement.holds}
+        left = {nat for nat in self._left.get(ap, ()) if self.holder(nat) is None}
+        its = [nat for nat in held | left if nat.network == network]
+        return sorted(its, key=lambda nat: (nat not in homes, nat))
 
     def hold_of(self, nat: NatAddress) -> tuple[ApId, Hold] | None:
         """The hold that counts, and whose it is.

@@ -45,7 +45,7 @@ class DeadAnchors:
         Its own address comes first. Nobody as long as a successor of another address may still be
         on its way: the heir of one doesn't know the flows of the other, and would reset them.
         """
-        heirs = [self.book.holder(nat) for nat in self.book.stated_holds(ap, network)]
+        heirs = [self.book.holder(nat) for nat in self.book.addresses_of(ap, network)]
         taken = [heir for heir in heirs if heir not in (None, ap)]
         if len(taken) < len(heirs) and self._may_be_continued(ap, network):
             return None
@@ -54,13 +54,13 @@ class DeadAnchors:
     def _may_be_continued(self, ap: ApId, network: NetworkName) -> bool:
         """Whether a successor of a dead anchor may still be on its way."""
         if self._round - self._since.get((ap, network), self._round) >= PATIENCE_ROUNDS:
-            return any(map(self.book.is_being_taken, self.book.stated_holds(ap, network)))
+            return any(map(self.book.is_being_taken, self.book.addresses_of(ap, network)))
         if ap not in (self.book.me, *self.book.statements):
             # Not heard since our start: what it held isn't known, nor who may succeed it.
             return self.book.takes_over(self.book.me, network)
         return any(
             self.book.successor(nat, ap, None) is not None
-            for nat in self.book.stated_holds(ap, network)
+            for nat in self.book.addresses_of(ap, network)
             if self.book.holder(nat) in (None, ap)
         )
 

@@ -28,12 +28,24 @@ from apagent.core.events import (
     Event,
     FlowsChanged,
     FlowsListed,
+    PeerDelta,
     PeerDisconnected,
     ReclaimRequested,
     Source,
     SyncTimedOut,
 )
-from apagent.core.model import AnchorStatement, ApId, FlowKey, Hold, Mac, Nat, NatAddress, stamped
+from apagent.core.model import (
+    AnchorMode,
+    AnchorStatement,
+    ApId,
+    FlowKey,
+    Hold,
+    Mac,
+    Nat,
+    NatAddress,
+    NetworkAnchor,
+    stamped,
+)
 from tests.anchors_world import FOREIGN_MAC, World, home
 from tests.domains import ANN, ANN_IP, AP1, AP2, AP3, LAN, domain, lan, tcp, udp
 
@@ -145,6 +157,23 @@ def test_without_a_successor_flows_wait_no_longer_than_they_must() -> None:
     world.refuse_adoption = False
     world.rounds(15)
     assert world.way(AP2, tcp(1)) == successor(world, AP1)
+
+
+def test_flows_of_an_address_that_was_let_go_wait_until_its_heir_is_heard() -> None:
+    """Holder and heir speak by feeds of their own: what the heir has said first may come last."""
+    world = World()
+    engine = world.engines[AP3]
+
+    def says(*holds: Hold) -> None:
+        down = (NetworkAnchor(LAN, AnchorMode.NO_UPLINK, home(AP1).address),)
+        engine.step(PeerDelta(AP1, 9, anchor=AnchorStatement(down, holds)), 0.0)
+
+    says(Hold(home(AP1), 1, offered_to=AP2))
+    says()
+    assert AP1 not in engine.anchoring.states[LAN].diverted
+    ready = replace(engine.anchoring.book.statements[AP2], ready=frozenset({home(AP1)}))
+    engine.step(PeerDelta(AP2, 9, anchor=ready), 0.0)
+    assert home(AP1) not in engine.anchoring.book.addresses_of(AP1, LAN)
 
 
 def with_a_slow_successor() -> tuple[World, ApId, ApId]:
