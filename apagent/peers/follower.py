@@ -197,6 +197,9 @@ class Follower:
     ) -> Iterator[PeerEvent]:
         yield from self._connect()
         if self._parts is None:
+            if self.state is PeerState.IN_SYNC:
+                # What is gone by this one is judged by our tables: all before it has to be in them.
+                yield PeerPart(self.peer)
             self.state = PeerState.SYNCING
             self._parts = SnapshotParts(
                 self.peer, message.epoch, message.sequence, self._bounds.claims

@@ -89,7 +89,7 @@ class SnapshotParts:
         for network, tables in held.items():
             table, said = tables.table(self._peer), self._said.get(network, set())
             if differing is None:
-                gone = iter(table.keys() - said)
+                gone = iter([key for key in table if key not in said])
                 while some := tuple(islice(gone, MAX_CHANGES)):
                     yield {network: dict.fromkeys(some)}
             elif differing.numbers or restarted:

@@ -654,6 +654,21 @@ def test_a_snapshot_that_breaks_off_makes_no_room_for_claims() -> None:
     assert feed.refused == 1
 
 
+def test_what_a_snapshot_ends_is_judged_when_all_before_it_is_taken_in() -> None:
+    tables = {LAN: SessionTables(ME, [PEER])}
+    feed = Follower(PEER, [NETWORK], tables)
+    list(feed.take_untrusted(END))
+    opened = [{"network": LAN, "opened": [_session(1)]}]
+    told = list(feed.take_untrusted(sent("KIND_DELTA", follows=5, sequence=6, tables=opened)))
+    snapshot = feed.take_untrusted(sent("KIND_SNAPSHOT_END", sequence=7))
+    for event in [*told, next(snapshot)]:
+        take_in(tables, event)
+    assert set(tables[LAN].table(PEER)) == {key(1)}
+    for event in snapshot:
+        take_in(tables, event)
+    assert set(tables[LAN].table(PEER)) == set()
+
+
 def test_parts_of_different_snapshots_do_not_mix() -> None:
     parts = SnapshotParts(PEER, 1, 1, 1)
     with pytest.raises(PeerFault, match="at 2 of epoch 1 and at 1 of epoch 1"):
