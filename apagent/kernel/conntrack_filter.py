@@ -42,13 +42,15 @@ def wanted_events(prefixes: Iterable[IPv4Network], updates_of: Iterable[IPv4Netw
 
     An update is of the same type as a new entry, but hasn't its flags.
     """
-    updated = [step for prefix in updates_of for step in _source_in(_SOURCE_AT, prefix)]
-    ours = [
-        step
-        for prefix in prefixes
-        for at in (_SOURCE_AT, _REPLY_SOURCE_AT)
-        for step in _source_in(at, prefix)
-    ]
+    updated, ours = (
+        [
+            step
+            for prefix in of
+            for at in (_SOURCE_AT, _REPLY_SOURCE_AT)
+            for step in _source_in(at, prefix)
+        ]
+        for of in (updates_of, prefixes)
+    )
     usual = [
         step
         for at, head in zip(_HEADS_AT, _HEADS, strict=True)

@@ -157,12 +157,15 @@ class Router:
         """Let the client close its end of a connection."""
         self._connections[flow].shutdown(socket.SHUT_WR)
 
-    def call(self, port: int) -> FlowKey:
+    def call(self, port: int, *, answer: bool = False) -> FlowKey:
         """Let the server send the first packet of a flow, by the forwarded port."""
         client = self._socket(self._client, socket.SOCK_DGRAM, CLIENT, CLIENT_PORT)
         server = self._socket(self._server, socket.SOCK_DGRAM, SERVER, port)
         server.sendto(b"hello", (str(OUTSIDE), CALLED_PORT))
-        client.recv(100)
+        _, seen = client.recvfrom(100)
+        if answer:
+            client.sendto(b"hello", seen)
+            server.recv(100)
         return Flow(UDP, CLIENT, CLIENT_PORT, SERVER, port).key
 
     def close(self, flow: FlowKey) -> None:

@@ -91,3 +91,11 @@ def test_updates_are_heard_where_they_are_wanted(
     flow = router.open(TCP, 7008)
     assert without() == [flow]
     assert len(with_updates()) > 1
+
+
+@pytest.mark.netns
+def test_so_are_updates_of_a_forwarded_flow(router: Router, listen: Callable[..., Heard]) -> None:
+    without, with_updates, others = listen(OURS), listen(OURS, OURS), listen(OURS, ELSEWHERE)
+    flow = router.call(7009, answer=True)
+    assert without() == others() == [flow]
+    assert len(with_updates()) > 1
