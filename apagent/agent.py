@@ -94,6 +94,7 @@ class Agent:
                     frozenset(state.addresses),
                     sockets=state.sockets,
                     elsewhere=state.elsewhere,
+                    forwards=state.forwards,
                 )
             )
         sightings = self._clients.dump()

@@ -111,8 +111,8 @@ class AnchorWork:
                 self._ask(nat)
             case DefendAddress(nat):
                 self._guarded(lambda: self._segment.announce(nat))
-            case AdoptFlows(nat, sessions):
-                self._adopt(nat, dict(sessions))
+            case AdoptFlows(nat, sessions, forwarded):
+                self._adopt(nat, dict(sessions), forwarded)
             case LoosenFlows(flows):
                 self._loosen(iter(flows))
             case PokeClients(network, clients):
@@ -192,15 +192,18 @@ class AnchorWork:
             self._guarded(lambda: self._kernel.poke(network, some))
             self._later(POKE_PAUSE_S, partial(self._poke_some, network, rest))
 
-    def _adopt(self, nat: NatAddress, sessions: Mapping[FlowKey, Nat]) -> None:
+    def _adopt(
+        self, nat: NatAddress, sessions: Mapping[FlowKey, Nat], forwarded: Collection[FlowKey]
+    ) -> None:
         log.info("continuing %d flows of %s", len(sessions), nat)
         rest = iter(sessions.items())
-        self._adopt_some(nat, sessions, rest)
+        self._adopt_some(nat, sessions, forwarded, rest)
 
     def _adopt_some(
         self,
         nat: NatAddress,
         sessions: Mapping[FlowKey, Nat],
+        forwarded: Collection[FlowKey],
         rest: Iterable[tuple[FlowKey, Nat]],
     ) -> None:
         some = dict(islice(rest, ADOPTED_A_TURN))
@@ -208,8 +211,8 @@ class AnchorWork:
             self._emit(FlowsAdopted(nat, sessions))
             return
         try:
-            self._flows.adopt(NetworkName(nat.network), some)
+            self._flows.adopt(NetworkName(nat.network), some, forwarded)
         except KernelFault as fault:
             self._emit(AdoptionFailed(nat, str(fault)))
             return
-        self._later(0.0, partial(self._adopt_some, nat, sessions, rest))
+        self._later(0.0, partial(self._adopt_some, nat, sessions, forwarded, rest))

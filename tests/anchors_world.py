@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address
 
 from apagent.core.desired import NetworkState
+from apagent.core.domain import Forward
 from apagent.core.effects import (
     AdoptFlows,
     DefendAddress,
@@ -32,7 +33,20 @@ from apagent.core.events import (
     PeerSnapshot,
     ProbesAnswered,
 )
-from apagent.core.model import ApId, FlowKey, Mac, Nat, NatAddress, NetworkName, Translation
+from apagent.core.model import (
+    NAT_ADDRESS,
+    TRANSLATION,
+    ApId,
+    FlowKey,
+    Mac,
+    Nat,
+    NatAddress,
+    NetworkName,
+    SocketKey,
+    Translation,
+    is_standing,
+    socket_of,
+)
 from tests.domains import LAN, domain, lan
 
 FOREIGN_MAC = Mac("02:00:00:00:00:99")
@@ -47,11 +61,18 @@ class World:
     """Engines `ap1` to `apN`, in sync with each other; every flow of theirs is real."""
 
     def __init__(
-        self, aps: int = 3, *, takeover: bool = True, successor: ApId | None = None
+        self,
+        aps: int = 3,
+        *,
+        takeover: bool = True,
+        successor: ApId | None = None,
+        forwards: Mapping[ApId, tuple[Forward, ...]] | None = None,
     ) -> None:
         self.takeover = takeover
         self.successor = successor
         """The one that `ap1` names."""
+        self.forwards = dict(forwards or {})
+        """What the APs' configurations have; an agent that is started reads it anew."""
         self.ids = [ApId(f"ap{n}") for n in range(1, aps + 1)]
         self.engines: dict[ApId, Engine] = {}
         self.installed: dict[ApId, NetworkState] = {}
@@ -83,10 +104,17 @@ class World:
 
     def restart(self, ap: ApId) -> None:
         """The agent of an AP is killed and started again; its kernel goes on."""
-        own = dict(self.engines[ap].sessions[LAN].table(ap))
+        table = self.engines[ap].sessions[LAN].table(ap)
+        own = {key: made for key, made in table.items() if not is_standing(key)}
         found = self.installed[ap]
         adopted = KernelAdopted(
-            LAN, found.flows, found.routes, found.neighbours, frozenset(found.addresses)
+            LAN,
+            found.flows,
+            found.routes,
+            found.neighbours,
+            frozenset(found.addresses),
+            found.sockets,
+            forwards=found.forwards,
         )
         for other in set(self.ids) - {ap}:
             self._put(other, PeerDisconnected(ap, "restart"))
@@ -94,7 +122,7 @@ class World:
         self._start(ap, [FlowsListed({LAN: own}), adopted])
 
     def _start(self, ap: ApId, events: list[Event]) -> None:
-        network = lan()
+        network = replace(lan(), forwards=self.forwards.get(ap, ()))
         if self.takeover:
             successor = self.successor if ap == self.ids[0] else None
             nat = home(ap).address
@@ -154,6 +182,13 @@ class World:
         """Flows end."""
         self.give(ap, FlowsChanged(LAN, dict.fromkeys(keys)))
 
+    def finish_adoptions(self) -> None:
+        """Those that were stalled come to their end, and so do all from now on."""
+        self.stall_adoption = False
+        stalled, self.stalled = self.stalled, []
+        for ap, event in stalled:
+            self.give(ap, event)
+
     def give(self, ap: ApId, event: Event) -> None:
         """An event for one engine, and all that follows from it."""
         self._put(ap, event)
@@ -163,7 +198,21 @@ class World:
 
     def flows(self, ap: ApId) -> set[FlowKey]:
         """What an AP anchors."""
-        return set(self.engines[ap].sessions[LAN].table(ap))
+        return {k for k in self.engines[ap].sessions[LAN].table(ap) if not is_standing(k)}
+
+    def said(self, ap: ApId) -> dict[SocketKey, SocketKey]:
+        """The port forwards that the standing sessions of an AP say, as every AP knows them."""
+        found = []
+        for engine in (e for of, e in self.engines.items() if of not in self.dead):
+            table = engine.sessions[LAN].table(ap)
+            standing = ((key, made) for key, made in table.items() if is_standing(key))
+            found.append({_outside(key, made): socket_of(key) for key, made in standing})
+        assert all(other == found[0] for other in found)
+        return found[0]
+
+    def lead_in(self) -> dict[ApId, dict[SocketKey, SocketKey]]:
+        """The port forwards that the kernels have, by AP."""
+        return {ap: dict(state.forwards) for ap, state in self.installed.items() if state.forwards}
 
     def source(self, ap: ApId) -> IPv4Address:
         """What new flows are translated to at an AP."""
@@ -252,6 +301,10 @@ class World:
         if asking in self.down:
             return ()
         return (ap for ap in self.owners(nat) if ap not in self.dead and ap not in self.down)
+
+
+def _outside(key: FlowKey, made: Nat) -> SocketKey:
+    return SocketKey(made[NAT_ADDRESS] + key[8:9] + made[TRANSLATION][4:])
 
 
 __all__ = ["DefendAddress", "NetworkName", "PokeClients", "World", "home"]

@@ -7,6 +7,7 @@ which flows an address stands for, which clients to rouse, and whose flow a flow
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
+from dataclasses import replace
 from functools import singledispatchmethod
 from ipaddress import IPv4Address
 
@@ -35,6 +36,8 @@ from apagent.core.events import (
     ProbesAnswered,
     ReclaimRequested,
 )
+from apagent.core.forwards import Forwards, MovingForwards, standing_sessions
+from apagent.core.latecomers import Latecomers
 from apagent.core.liveness import Liveness, Uplinks
 from apagent.core.model import (
     NAT_ADDRESS,
@@ -52,7 +55,6 @@ from apagent.core.model import (
     Sessions,
     client_of,
     is_standing,
-    socket_of,
 )
 from apagent.core.session_tables import SessionTables
 
@@ -68,11 +70,18 @@ class Anchoring:
     ) -> None:
         self._me = domain.me.id
         self._sessions = sessions
-        self._standing = {n.name: n.standing.keys() for n in domain.networks}
         self._clients = clients
         self.anchors = Anchors(domain)
         self.book = self.anchors.book
         """What all APs say of themselves as anchors."""
+        self._forwards = {
+            n.name: MovingForwards(n) for n in domain.networks if n.lets_forwards_move
+        }
+        self.standing = {
+            n.name: standing_sessions({} if n.takeover else n.forwarded) for n in domain.networks
+        }
+        """The standing sessions that we say, by network."""
+        self._said: dict[NetworkName, SessionChanges] = {}
         self._peers = set(domain.peer_by_id)
         self.liveness = Liveness(self._peers, domain.dead_after_rounds)
         self._uplinks = Uplinks(sessions)
@@ -83,6 +92,7 @@ class Anchoring:
         """Flows that were adopted although the address was given up meanwhile: they end again."""
         self._adopting: dict[NatAddress, dict[FlowKey, Nat]] = {}
         """Flows that are being put into our conntrack table and that haven't ended there since."""
+        self._latecomers = Latecomers(sessions)
         self._stated = AnchorStatement()
         self._due = True
         self.states = dict.fromkeys(sessions, AnchorState())
@@ -161,13 +171,18 @@ class Anchoring:
 
     def adopted(self, event: FlowsAdopted) -> Sessions:
         """The flows that we anchor by this, and that conntrack hasn't reported or ended yet."""
-        going = self._adopting.pop(event.nat, {})
+        going = self._adopting.get(event.nat, {})
         own = self._sessions[event.nat.network].table(self._me)
-        return {
+        found = {
             key: nat
             for key, nat in event.sessions.items()
             if key in going and (key not in own or own[key][TRANSLATION] != nat[TRANSLATION])
         }
+        for key in going.keys() & event.sessions.keys():
+            del going[key]
+        if not going:
+            self._adopting.pop(event.nat, None)
+        return found
 
     def being_adopted(self, network: NetworkName) -> dict[bytes, Sessions]:
         """The flows that are being adopted, by NAT address (4 bytes)."""
@@ -176,6 +191,11 @@ class Anchoring:
             for nat, going in self._adopting.items()
             if nat.network == network
         }
+
+    def heard(self, network: NetworkName, changes: SessionChanges) -> None:
+        """Note what a peer says of its flows: some may belong to an address of ours."""
+        if self._latecomers.hear(network, changes):
+            self._due = True
 
     def flows_changed(self, network: NetworkName, changes: SessionChanges) -> None:
         """Note what conntrack reports while flows are being adopted."""
@@ -206,9 +226,13 @@ class Anchoring:
             (self.book.unheard.discard if hears else self.book.unheard.add)(peer)
             self._due = True
 
-    def adopt(self, network: NetworkName, addresses: frozenset[IPv4Address]) -> None:
-        """Addresses that an earlier run of ours left on the uplink."""
+    def adopt(
+        self, network: NetworkName, addresses: frozenset[IPv4Address], forwards: Forwards
+    ) -> None:
+        """Addresses that an earlier run of ours left on the uplink, and port forwards."""
         self.anchors.adopt(network, addresses)
+        if network in self._forwards:
+            self._forwards[network].adopt(forwards)
         self._due = True
 
     def reach_sync(self) -> None:
@@ -234,8 +258,16 @@ class Anchoring:
             effects += self._forsake(name)
             tables.judge_by(self.anchors.rules(name))
             self.states[name] = self.anchors.state(name)
+            if name in self._forwards:
+                self._settle_forwards(name, self._forwards[name], in_sync=in_sync)
+        effects += self._adopt_latecomers(in_sync=in_sync)
         notes, self.anchors.notes = self.anchors.notes, []
         return [*effects, *notes]
+
+    def take_standing(self) -> dict[NetworkName, SessionChanges]:
+        """What has changed since the last call of the standing sessions that we say."""
+        said, self._said = self._said, {}
+        return said
 
     def statement_if_changed(self) -> AnchorStatement | None:
         """What our feed should say of us as an anchor; None: it says so already."""
@@ -254,7 +286,7 @@ class Anchoring:
     def own_left(self, network: NetworkName) -> int:
         """The flows that a drained AP still anchors."""
         table = self._sessions[network].table(self._me)
-        return len(table) - len(self._standing[network] & table.keys())
+        return len(table) - len(self.standing[network].keys() & table.keys())
 
     def is_forsaken(self, network: NetworkName) -> bool:
         """Whether our own flows are given up, since our uplink is dead."""
@@ -278,8 +310,11 @@ class Anchoring:
             case Want.DEFEND:
                 return [DefendAddress(nat)]
             case Want.ADOPT:
-                self._adopting[nat] = dict(self._movable(nat, decision.ap))
-                return [AdoptFlows(nat, dict(self._adopting[nat]))]
+                if nat.network in self._forwards:
+                    table = self._sessions[nat.network].table(decision.ap)
+                    self._forwards[nat.network].learn(nat.address, table)
+                self._adopting.pop(nat, None)
+                return [self._adopt_flows(nat, self._translated_to(nat, decision.ap))]
             case Want.LOOSEN:
                 own = self._translated_to(nat, self._me)
                 flows = tuple(key for key in own if key[PROTOCOL_OFFSET] == TCP)
@@ -288,6 +323,30 @@ class Anchoring:
                 also = {} if decision.ap == NOBODY else self._translated_to(nat, decision.ap)
                 flows = tuple(key for key in self._translated_to(nat, self._me) if key not in also)
                 return [EndFlows(nat.network, flows, Ending.MOVED)] if flows else []
+
+    def _adopt_flows(self, nat: NatAddress, flows: Sessions) -> AdoptFlows:
+        self._adopting.setdefault(nat, {}).update(flows)
+        forwards = self._forwards.get(nat.network)
+        return AdoptFlows(
+            nat, flows, forwards.let_in(nat.address, flows) if forwards else frozenset()
+        )
+
+    def _adopt_latecomers(self, *, in_sync: bool) -> list[Effect]:
+        """Go on also with those flows that were opened when we had taken over the others.
+
+        Before we are in sync, what we seem to hold may be another's by now.
+        """
+        for name in self._sessions:
+            self._latecomers.watch(name, self.anchors.held(name) | self.anchors.coming(name))
+        effects: list[Effect] = []
+        for nat in self._latecomers.waiting():
+            if not in_sync or nat.address in self.anchors.coming(nat.network):
+                continue
+            own = self._sessions[nat.network].table(self._me)
+            late = self._latecomers.take(nat).items()
+            if flows := {key: made for key, made in late if key not in own}:
+                effects.append(self._adopt_flows(nat, flows))
+        return effects
 
     def _translated_to(self, nat: NatAddress, ap: ApId) -> Sessions:
         address = nat.address.packed
@@ -298,37 +357,48 @@ class Anchoring:
             if made[NAT_ADDRESS] == address and not is_standing(key)
         }
 
-    def _movable(self, nat: NatAddress, ap: ApId) -> Sessions:
-        """The flows that can go on elsewhere: not those that a port forward there let in."""
-        table = self._sessions[nat.network].table(ap)
-        forwarded = {socket_of(key) for key in table if is_standing(key)}
-        flows = self._translated_to(nat, ap)
-        if not forwarded:
-            return flows
-        return {key: made for key, made in flows.items() if socket_of(key) not in forwarded}
+    def _settle_forwards(
+        self, name: NetworkName, forwards: MovingForwards, *, in_sync: bool
+    ) -> None:
+        """Who holds an address, or is about to, says its forwards.
+
+        They are in our kernel before anything else of an address that is coming: whoever dies on
+        the way finds them there. What we find so is believed until we are in sync.
+        """
+        engaged = self.anchors.held(name) | self.anchors.left(name)
+        engaged |= set() if in_sync else forwards.adopted
+        installed = engaged | self.anchors.coming(name)
+        forwards.forget_others(installed)
+        self.states[name] = replace(self.states[name], forwards=forwards.of(installed))
+        before, after = self.standing[name], standing_sessions(forwards.of(engaged))
+        if before != after:
+            self.standing[name] = after
+            gone = (key for key in before if key not in after)
+            self._said[name] = {**dict.fromkeys(gone), **after}
 
     def _find_left(self) -> set[NatAddress]:
-        """The peers' addresses that flows of ours are translated to, and that nobody holds."""
+        """The peers' addresses that nobody holds, and that an earlier run of ours had made ready.
+
+        Flows of ours are translated to them, or we have their port forwards.
+        """
         foreign = {nat for nat in self.book.peers_homes() if self.book.holder(nat) is None}
-        return {
-            nat
-            for nat in foreign
-            if any(
-                made[NAT_ADDRESS] == nat.address.packed
-                for made in self._sessions[nat.network].table(self._me).values()
-            )
+        forwarding = {
+            NatAddress(name, address)
+            for name, forwards in self._forwards.items()
+            for address in forwards.foreign()
         }
+        return {nat for nat in foreign if nat in forwarding or self._translates_to(nat)}
 
     def _find_unused(self) -> frozenset[NatAddress]:
         """The addresses of others that we hold and that no flow of ours needs any more."""
         foreign = [nat for nat in self.book.holds_of(self._me) if not self.book.is_home(nat)]
-        return frozenset(
-            nat
-            for nat in foreign
-            if not any(
-                made[NAT_ADDRESS] == nat.address.packed
-                for made in self._sessions[nat.network].table(self._me).values()
-            )
+        return frozenset(nat for nat in foreign if not self._translates_to(nat))
+
+    def _translates_to(self, nat: NatAddress) -> bool:
+        """Whether a flow of ours is translated to the address."""
+        return any(
+            made[NAT_ADDRESS] == nat.address.packed and not is_standing(key)
+            for key, made in self._sessions[nat.network].table(self._me).items()
         )
 
     def _forsake(self, network: NetworkName) -> list[Effect]:

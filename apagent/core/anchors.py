@@ -194,8 +194,8 @@ class Anchors:
 
     def adoption_failed(self, nat: NatAddress, reason: str) -> None:
         """The answer to `Want.ADOPT`: they are not."""
+        self._note("refused", f"can't continue the flows of {nat}: {reason}")
         if nat in self._trials:
-            self._note("refused", f"can't continue the flows of {nat}: {reason}")
             self._trials[nat] = self._wait()
 
     def conflict(self, nat: NatAddress, mac: Mac) -> None:
@@ -259,6 +259,19 @@ class Anchors:
             },
             sources={found.uplink: own.address} if own is not None and has_own else {},
         )
+
+    def held(self, network: NetworkName) -> set[IPv4Address]:
+        """The addresses that we hold, or are ready for."""
+        mine = self.book.mine
+        return {nat.address for nat in {*mine.holds, *mine.ready} if nat.network == network}
+
+    def left(self, network: NetworkName) -> set[IPv4Address]:
+        """Those that an earlier run of ours was about to take, and that nobody holds."""
+        return {nat.address for nat in self.book.mine.left if nat.network == network}
+
+    def coming(self, network: NetworkName) -> set[IPv4Address]:
+        """The addresses whose flows are being made ready."""
+        return {nat.address for nat in self._adopting() if nat.network == network}
 
     def rules(self, network: NetworkName) -> AnchorRules:
         """How to judge whose flow a flow is."""

@@ -38,6 +38,7 @@ class AnchorState:
     diverted: Mapping[ApId, ApId] = field(default_factory=dict)
     addresses: Mapping[IPv4Address, bool] = field(default_factory=dict)
     sources: Mapping[str, IPv4Address] = field(default_factory=dict)
+    forwards: Mapping[SocketKey, SocketKey] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -72,6 +73,9 @@ class NetworkState:
     """NAT addresses that we hold: each a /32 of ours on the uplink (the value is always True)."""
     sources: dict[str, IPv4Address] = field(default_factory=dict)
     """Uplink -> what new flows are translated to in a network with takeover; absent: masquerade."""
+    forwards: dict[SocketKey, SocketKey] = field(default_factory=dict)
+    """Port forwards in a network with takeover: NAT address, protocol and port -> client's socket.
+    Where nothing moves they are static."""
 
 
 @dataclass(slots=True)
@@ -89,6 +93,7 @@ class NetworkDelta:
     diverted: dict[ApId, Change[ApId]] = field(default_factory=dict)
     addresses: dict[IPv4Address, Change[bool]] = field(default_factory=dict)
     sources: dict[str, Change[IPv4Address]] = field(default_factory=dict)
+    forwards: dict[SocketKey, Change[SocketKey]] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return any(getattr(self, part) for part in self.__slots__)
@@ -120,6 +125,7 @@ def wanted(
         diverted=dict(anchors.diverted),
         addresses=dict(anchors.addresses),
         sources=dict(anchors.sources),
+        forwards=dict(anchors.forwards),
     )
 
 
@@ -131,6 +137,7 @@ def drain_changes(
         diverted=_differences(before.diverted, after.diverted),
         addresses=_differences(before.addresses, after.addresses),
         sources=_differences(before.sources, after.sources),
+        forwards=_differences(before.forwards, after.forwards),
     )
     delta.flows = _changed(sessions.flow_changes())
     delta.sockets = _changed(sessions.socket_changes())
@@ -198,6 +205,7 @@ def difference(actual: NetworkState, should: NetworkState) -> NetworkDelta:
         diverted=_differences(actual.diverted, should.diverted),
         addresses=_differences(actual.addresses, should.addresses),
         sources=_differences(actual.sources, should.sources),
+        forwards=_differences(actual.forwards, should.forwards),
     )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from ipaddress import IPv4Address, IPv4Network
 
-from apagent.core.model import ApId, Flow, FlowKey, Mac, Nat, NetworkName, Translation
+from apagent.core.model import ApId, Mac, NetworkName, SocketKey, packed_socket
 
 VXLAN_OVERHEAD = 50
 """Bytes that VXLAN adds: 20 IPv4, 8 UDP, 8 VXLAN, 14 inner Ethernet (RFC 7348, section 5)."""
@@ -101,10 +101,13 @@ class Forward:
     client_port: int
 
     @property
-    def key(self) -> FlowKey:
-        """The standing session that brings the client's answers back to us (`is_standing`)."""
-        any_remote = IPv4Address(0)
-        return Flow(self.protocol, self.client, self.client_port, any_remote, 0).key
+    def inside(self) -> SocketKey:
+        """The client's socket."""
+        return packed_socket(self.client, self.protocol, self.client_port)
+
+    def outside(self, address: IPv4Address) -> SocketKey:
+        """What the outside sees of it, if we have this address."""
+        return packed_socket(address, self.protocol, self.port)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +135,18 @@ class Network:
     """Conntrack zone of the clients' side, where another network here has the same addresses."""
 
     @property
-    def standing(self) -> dict[FlowKey, Nat]:
-        """The standing sessions that our forwards are."""
+    def forwarded(self) -> dict[SocketKey, SocketKey]:
+        """Our port forwards: what the outside sees -> the client's socket."""
         address = self.nat_address or IPv4Address(0)
-        return {f.key: Translation(address, f.port).packed for f in self.forwards}
+        return {forward.outside(address): forward.inside for forward in self.forwards}
+
+    @property
+    def lets_forwards_move(self) -> bool:
+        """Whether port forwards belong to NAT addresses, and move with them from AP to AP.
+
+        A network with a zone has none.
+        """
+        return self.takeover and not self.zone
 
 
 @dataclass(frozen=True)

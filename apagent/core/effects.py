@@ -130,11 +130,13 @@ class DefendAddress:
 class AdoptFlows:
     """Put another anchor's flows into our conntrack table.
 
-    `FlowsAdopted` or `AdoptionFailed` answers.
+    Those that are `forwarded` were opened from outside, to a forwarded port. `FlowsAdopted` or
+    `AdoptionFailed` answers.
     """
 
     nat: NatAddress
     sessions: Sessions
+    forwarded: frozenset[FlowKey] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

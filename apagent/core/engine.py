@@ -138,6 +138,7 @@ class Engine:
         self._release_silent()
         self._effects += self.anchoring.settle(self.clock, in_sync=self.in_sync)
         self.claims.clock = max(self.clock, self.anchoring.anchors.clock)
+        self._say_forwards()
         for name, tables in self.sessions.items():
             if tables.lost:
                 self._effects.append(EndFlows(name, tuple(sorted(tables.lost))))
@@ -251,7 +252,7 @@ class Engine:
     def _(self, event: FlowsListed) -> None:
         for name, tables in self.sessions.items():
             listed = self._stamp(name, event.tables.get(name, {}))
-            standing = self.domain.network_by_name[name].standing
+            standing = self.anchoring.standing[name]
             flows = {key: nat for key, nat in listed.items() if nat is not None}
             self.anchoring.flows_listed(name, flows)
             changes = tables.replace(self.me, {**flows, **standing})
@@ -259,6 +260,11 @@ class Engine:
                 self._tables_out[name] = changes
         self._flows_listed = True
         self._reach_sync()
+
+    def _say_forwards(self) -> None:
+        for name, changes in self.anchoring.take_standing().items():
+            applied = self.sessions[name].apply(self.me, changes)
+            self._tables_out[name] = {**self._tables_out.get(name, {}), **applied}
 
     # --- anchors
 
@@ -299,7 +305,7 @@ class Engine:
         )
         self.claims.claim_provisionally(event.network, _by_mac(event.neighbours))
         if self.domain.network_by_name[event.network].takeover:
-            self.anchoring.adopt(event.network, event.addresses)
+            self.anchoring.adopt(event.network, event.addresses, event.forwards)
 
     @_handle.register
     def _(self, event: ClientsFound) -> None:
@@ -343,13 +349,14 @@ class Engine:
     @_handle.register
     def _(self, event: PeerPart) -> None:
         for name, changes in event.tables.items():
-            self.sessions[name].apply(event.peer, changes)
+            self.anchoring.heard(name, self.sessions[name].apply(event.peer, changes))
 
     @_handle.register
     def _(self, event: PeerSnapshot) -> None:
         for name, tables in self.sessions.items():
             if event.tables is not None:
-                tables.replace(event.peer, event.tables.get(name, {}))
+                changes = tables.replace(event.peer, event.tables.get(name, {}))
+                self.anchoring.heard(name, changes)
         self.claims.hear(event)
         for clients in self.clients.values():
             clients.drop_adopted_routes(event.peer)
@@ -361,7 +368,7 @@ class Engine:
     @_handle.register
     def _(self, event: PeerDelta) -> None:
         for name, changes in event.tables.items():
-            self.sessions[name].apply(event.peer, changes)
+            self.anchoring.heard(name, self.sessions[name].apply(event.peer, changes))
         # The peer has seen them just now, so that what we had seen is from before.
         news = (c for c in event.claims if not (c.released or c.outdone or c.withdrawn))
         self._forget_sightings({(claim.network, claim.mac) for claim in news})

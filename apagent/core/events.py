@@ -91,6 +91,8 @@ class KernelAdopted:
     sockets: Mapping[SocketKey, ApId] = field(default_factory=dict)
     elsewhere: Mapping[IPv4Address, Mac] = field(default_factory=dict)
     """The clients that the routes lead to."""
+    forwards: Mapping[SocketKey, SocketKey] = field(default_factory=dict)
+    """Port forwards of NAT addresses that move."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,10 @@ Nat = NewType("Nat", bytes)
 """
 
 SocketKey = NewType("SocketKey", bytes)
-"""A client's socket: address, protocol, port (7 bytes). See RFC 4787, section 4.1."""
+"""A client's socket: address, protocol, port (7 bytes). See RFC 4787, section 4.1.
+
+So is the end of a port forward that the outside sees: NAT address, protocol, port.
+"""
 
 ICMP, TCP, UDP = 1, 6, 17
 PROTOCOL_NAMES = {ICMP: "icmp", TCP: "tcp", UDP: "udp"}
@@ -134,7 +137,9 @@ def client_of(key: FlowKey) -> bytes:
 def is_standing(key: FlowKey) -> bool:
     """Whether `key` stands for all flows of a client's socket: its remote is 0.0.0.0.
 
-    A port forward is such a session. It lives as long as it is configured at its anchor.
+    A port forward is such a session. It lives as long as it is configured at its anchor, with
+    takeover as long as its anchor holds its NAT address. Its remote port means nothing but that it
+    is another one than that of other forwards to the same socket (`core/forwards.py`).
     """
     return key[4:8] == ANY_REMOTE
 
@@ -159,9 +164,14 @@ def socket_of(key: FlowKey) -> SocketKey:
     return SocketKey(key[:4] + key[8:11])
 
 
-def standing_of(socket: SocketKey) -> FlowKey:
-    """The standing session of a client's socket."""
-    return FlowKey(socket[:4] + ANY_REMOTE + socket[4:] + bytes(2))
+def packed_socket(address: IPv4Address, protocol: int, port: int) -> SocketKey:
+    """A socket's packed form."""
+    return SocketKey(address.packed + bytes([protocol]) + port.to_bytes(2, "big"))
+
+
+def standing_of(socket: SocketKey, number: int = 0) -> FlowKey:
+    """A standing session of a client's socket; `number` (16 bits) tells it from others."""
+    return FlowKey(socket[:4] + ANY_REMOTE + socket[4:] + number.to_bytes(2, "big"))
 
 
 SessionChanges = Mapping[FlowKey, Nat | None]

@@ -3,6 +3,10 @@
 An entry is given its reply tuple untranslated, and CTA_NAT_SRC says what to make of the client's
 address and port. With the reply translated already the kernel would see nothing left to do, and the
 packets would leave with the client's address (ctnetlink_setup_nat(), nf_conntrack_netlink.c).
+A flow that was opened from outside, to a forwarded port, is given the entry that it had: what comes
+to the NAT address, untranslated in both tuples, and CTA_NAT_DST says which client it is for. The
+other way round, whoever opens it would be taken for the one who answers, and a SYN that is sent
+again for an invalid packet (tcp_conntracks in nf_conntrack_proto_tcp.c).
 
 We don't know how far a connection's sequence numbers are, so windows are not checked in either
 direction (BE_LIBERAL). A connection that isn't known to be established is put into SYN_RECV, from
@@ -15,7 +19,7 @@ Numbers: linux/netfilter/nfnetlink_conntrack.h.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from apagent.core.model import (
     ESTABLISHED,
@@ -37,6 +41,7 @@ _NEW = 1 << 8
 _NFGEN_IPV4 = b"\x02\0\0\0"
 _NESTED = 0x8000
 _ORIGINAL, _REPLY, _STATUS, _PROTOINFO, _NAT_SOURCE, _TIMEOUT = 1, 2, 3, 4, 6, 7
+_NAT_DESTINATION = 13
 _PROTOINFO_TCP = 1
 _TCP_STATE, _TCP_FLAGS_ORIGINAL, _TCP_FLAGS_REPLY = 1, 4, 5
 
@@ -67,8 +72,13 @@ _TIMEOUT_SYSCTLS = {
 """By protocol and whether the flow is established."""
 
 
-def entries(sessions: Mapping[FlowKey, Nat]) -> Iterator[Message]:
-    """Requests that make the sessions' entries; one that is there already is refused (EEXIST)."""
+def entries(
+    sessions: Mapping[FlowKey, Nat], forwarded: Collection[FlowKey] = ()
+) -> Iterator[Message]:
+    """Requests that make the sessions' entries; one that is there already is refused (EEXIST).
+
+    Those that are `forwarded` were opened from outside.
+    """
     states = {
         (protocol, established): _state(protocol, established=bool(established))
         for protocol in (TCP, UDP, ICMP)
@@ -76,8 +86,12 @@ def entries(sessions: Mapping[FlowKey, Nat]) -> Iterator[Message]:
     }
     for key, nat in sessions.items():
         protocol = key[PROTOCOL_OFFSET]
-        tuples = _echo_tuples(key) if protocol == ICMP else _port_tuples(key)
-        body = _NFGEN_IPV4 + tuples + _nat(nat) + states[protocol, nat[STATE] & ESTABLISHED]
+        if key in forwarded:
+            opened = _forwarded(key, nat)
+        else:
+            tuples = _echo_tuples(key) if protocol == ICMP else _port_tuples(key)
+            opened = tuples + _nat(_NAT_SOURCE, nat[NAT_ADDRESS], nat[TRANSLATION][4:])
+        body = _NFGEN_IPV4 + opened + states[protocol, nat[STATE] & ESTABLISHED]
         yield Message(_NEW, NLM_F_CREATE | NLM_F_EXCL, body, "adopting a flow")
 
 
@@ -96,6 +110,17 @@ def _port_tuples(key: FlowKey) -> bytes:
     client, remote, protocol, port, remote_port = key[:4], key[4:8], key[8], key[9:11], key[11:]
     return _port_tuple(_ORIGINAL, protocol, client, remote, port, remote_port) + _port_tuple(
         _REPLY, protocol, remote, client, remote_port, port
+    )
+
+
+def _forwarded(key: FlowKey, nat: Nat) -> bytes:
+    """Tuples and translation of a flow that was opened from outside."""
+    client, remote, protocol, port, remote_port = key[:4], key[4:8], key[8], key[9:11], key[11:]
+    address, nat_port = nat[NAT_ADDRESS], nat[TRANSLATION][4:]
+    return (
+        _port_tuple(_ORIGINAL, protocol, remote, address, remote_port, nat_port)
+        + _port_tuple(_REPLY, protocol, address, remote, nat_port, remote_port)
+        + _nat(_NAT_DESTINATION, client, port)
     )
 
 
@@ -126,11 +151,10 @@ def _echo_tuple(
     )  # fmt: skip
 
 
-def _nat(nat: Nat) -> bytes:
-    """Of the client's side: the outside address, and port or identifier."""
-    address, port = nat[NAT_ADDRESS], nat[TRANSLATION][4:]
+def _nat(side: int, address: bytes, port: bytes) -> bytes:
+    """What becomes of source or destination: address, and port or identifier."""
     return _NAT.pack(
-        40, _NAT_SOURCE | _NESTED,
+        40, side | _NESTED,
         8, 1, address, 8, 2, address,
         20, 3 | _NESTED, 6, 1, port, 6, 2, port,
     )  # fmt: skip

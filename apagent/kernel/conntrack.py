@@ -21,7 +21,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -370,12 +370,14 @@ class LinuxFlowMonitor:
         zone = self._zones[network]
         self._requests.request((delete_request(key, zone) for key in flows), ignore=_GONE)
 
-    def adopt(self, network: NetworkName, sessions: Sessions) -> None:
+    def adopt(
+        self, network: NetworkName, sessions: Sessions, forwarded: Collection[FlowKey] = ()
+    ) -> None:
         """Make entries of another anchor's flows, with its translations. Raises KernelFault."""
         rest = sessions
         for _ in range(_ADOPTIONS):
             keys = list(rest)
-            faults = self._requests.attempt(list(adoption.entries(rest)))
+            faults = self._requests.attempt(list(adoption.entries(rest, forwarded)))
             for i, fault in faults.items():
                 if fault.errno != errno.EEXIST:
                     raise KernelFault(f"{Flow.of(keys[i])}: {fault}", fault.errno)

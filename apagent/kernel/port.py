@@ -218,9 +218,12 @@ class FlowMonitor(Protocol):
         Flows that are gone already are no error. Raises KernelFault.
         """
 
-    def adopt(self, network: NetworkName, sessions: Sessions) -> None:
+    def adopt(
+        self, network: NetworkName, sessions: Sessions, forwarded: Collection[FlowKey] = ()
+    ) -> None:
         """Make entries of another anchor's flows, so that they go on here with its translations.
 
+        Those that are `forwarded` were opened from outside, to a forwarded port.
         They are reported as events, as any; `read` some thousand before you adopt more, or events
         are lost. A flow that is here with the same translation is left alone, and one with another
         (or none) is replaced. Standing sessions can't be adopted. Where another flow of ours is

@@ -12,7 +12,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from apagent.core.model import ESTABLISHED, ICMP, STATE, Flow, FlowKey, Nat, Translation
+from apagent.core.model import ESTABLISHED, ICMP, STATE, TCP, Flow, FlowKey, Nat, Translation
 from apagent.errors import KernelFault
 from apagent.kernel.arp import ArpAnnouncer
 from apagent.kernel.conntrack import LinuxFlowMonitor
@@ -123,21 +123,40 @@ class Segment:
         server.settimeout(PATIENCE_S)
         return client, self._stack.enter_context(server)
 
-    def move(self, *, adopt: bool = True) -> dict[FlowKey, Nat]:
+    def forward(self, protocol: str) -> None:
+        """Both send what comes to the NAT address to the same port of the client."""
+        for pid in (self.a, self.s):
+            rule = f"ip daddr {NAT_ADDRESS} {protocol} dport {PORT} dnat to {CLIENT}"
+            chain = "chain ip t in { type nat hook prerouting priority dstnat; }"
+            run_inside(pid, "nft", f"add {chain}; add rule ip t in {rule}")
+
+    def call(self) -> tuple[socket.socket, socket.socket]:
+        """The server opens a connection to the forwarded port: the client's listener, its end."""
+        listener = self.open(self.client, socket.SOCK_STREAM, CLIENT, PORT)
+        listener.listen()
+        server = self.open(self.server, socket.SOCK_STREAM, SERVER, PORT)
+        server.setblocking(False)
+        server.connect_ex((str(NAT_ADDRESS), PORT))
+        return listener, server
+
+    def move(self, *, adopt: bool = True, forwarded: bool = False) -> dict[FlowKey, Nat]:
         """A loses its power; S has its entries and its address. The sessions of A."""
         sessions = dict(self.monitor_a.dump()[LAN])
         run_inside(self.a, "ip", "link", "del", "wan")
         run_inside(self.a, "ip", "link", "del", "lan")
         if adopt:
-            self.monitor_s.adopt(LAN, sessions)
+            self.monitor_s.adopt(LAN, sessions, sessions if forwarded else ())
         self._give_address(self.s, 2)
         return sessions
 
-    def hand_over(self, *, to_s: bool, client_follows: bool = True) -> None:
+    def hand_over(
+        self, *, to_s: bool, client_follows: bool = True, forwarded: bool = False
+    ) -> None:
         """One of them gives the address to the other, and keeps its entries for now."""
         giver, taker = (self.a, self.s) if to_s else (self.s, self.a)
         monitors = (self.monitor_a, self.monitor_s) if to_s else (self.monitor_s, self.monitor_a)
-        monitors[1].adopt(LAN, monitors[0].dump()[LAN])
+        sessions = monitors[0].dump()[LAN]
+        monitors[1].adopt(LAN, sessions, sessions if forwarded else ())
         run_inside(giver, "ip", "address", "del", f"{NAT_ADDRESS}/32", "dev", "wan")
         self._give_address(taker, 2 if to_s else 1, client_follows=client_follows)
 
@@ -267,6 +286,76 @@ def test_a_ping_keeps_its_identifier(segment: Segment) -> None:
     assert segment.move() == {flow: Translation(NAT_ADDRESS, 77).packed}
     run_inside(segment.client, *ping)
     assert segment.monitor_s.dump()[LAN] == {flow: Translation(NAT_ADDRESS, 77).packed}
+
+
+def test_a_connection_that_was_let_in_goes_on_in_both_directions(segment: Segment) -> None:
+    """There, and back to an entry that knows an old window."""
+    segment.forward("tcp")
+    listener, server = segment.call()
+    client, seen = listener.accept()
+    server.settimeout(PATIENCE_S)
+    client.settimeout(PATIENCE_S)
+    with client:
+        for to_s in (True, False):
+            segment.hand_over(to_s=to_s, forwarded=True)
+            for one, other in ((server, client), (client, server)) * 20:
+                one.sendall(b"data" * 2500)
+                assert received(other, 10_000) == b"data" * 2500
+        assert seen == (str(SERVER), PORT)
+
+
+def test_one_that_was_let_in_is_what_it_was(segment: Segment) -> None:
+    """Opened from outside, and translated as before."""
+    segment.forward("tcp")
+    listener, _ = segment.call()
+    listener.accept()[0].close()
+    flow = Flow(TCP, CLIENT, PORT, SERVER, PORT).key
+    before = run_inside(segment.a, "conntrack", "-L")
+    segment.hand_over(to_s=True, forwarded=True)
+    tuples = r"src=\S+ dst=\S+ sport=\d+ dport=\d+"
+    after = run_inside(segment.s, "conntrack", "-L")
+    assert re.findall(tuples, after) == re.findall(tuples, before)
+    assert segment.monitor_s.dump()[LAN] == segment.monitor_a.dump()[LAN]
+    segment.monitor_s.read()
+    segment.monitor_s.end(LAN, [flow])
+    assert [batch.changes for batch in segment.monitor_s.read()] == [{flow: None}]
+
+
+def test_a_handshake_from_outside_that_was_on_its_way_is_completed(segment: Segment) -> None:
+    """The client's answer was lost with A; both ends repeat their first segments in a second."""
+    segment.forward("tcp")
+    chain = "chain ip t lost { type filter hook prerouting priority -300; }"
+    lost = f"add {chain}; add rule ip t lost iifname lan meta l4proto tcp drop"
+    run_inside(segment.a, "nft", lost)
+    listener, server = segment.call()
+    assert eventually(lambda: bool(segment.monitor_a.dump()[LAN]))
+    [nat] = segment.move(forwarded=True).values()
+    assert not nat[STATE] & ESTABLISHED
+    assert eventually(partial(connected, server))
+    server.sendall(b"hello")
+    accepted, seen = listener.accept()
+    with accepted:
+        assert (seen, accepted.recv(5)) == ((str(SERVER), PORT), b"hello")
+
+
+@pytest.mark.parametrize("answered", [True, False])
+def test_datagrams_that_were_let_in_go_on(segment: Segment, *, answered: bool) -> None:
+    """The next one comes from outside."""
+    segment.forward("udp")
+    server = segment.open(segment.server, socket.SOCK_DGRAM, SERVER, PORT)
+    client = segment.open(segment.client, socket.SOCK_DGRAM, CLIENT, PORT)
+
+    def call(*, answer: bool = True) -> None:
+        server.sendto(b"ping", (str(NAT_ADDRESS), PORT))
+        _, seen = client.recvfrom(10)
+        assert seen == (str(SERVER), PORT)
+        if answer:
+            client.sendto(b"pong", seen)
+            assert server.recvfrom(10) == (b"pong", (str(NAT_ADDRESS), PORT))
+
+    call(answer=answered)
+    assert len(segment.move(forwarded=True)) == 1
+    call()
 
 
 def received(end: socket.socket, size: int) -> bytes:

@@ -11,7 +11,7 @@ import pytest
 
 from apagent.core.desired import ANY_ANCHOR, NOBODY, difference
 from apagent.core.domain import Domain
-from apagent.core.model import ApId, Mac, NetworkName, socket_of
+from apagent.core.model import TCP, UDP, ApId, Mac, NetworkName, packed_socket, socket_of
 from apagent.errors import KernelFault
 from apagent.kernel.linux import LinuxDataPath
 from apagent.kernel.port import Change, Counters, DataPath, NetworkDelta, NetworkState
@@ -251,6 +251,47 @@ def test_sources_and_nat_addresses_go_with_takeover(open_path: Open) -> None:
         sources={"wan": Change(None, OURS)}, addresses={THEIRS: Change(None, new=True)}
     )
     path.apply({LAN: delta})
+    path = open_path()
+    path.prepare(DOMAIN)
+    assert path.read() == {LAN: NetworkState()}
+
+
+WEB, OTHER_WEB = packed_socket(OURS, TCP, 8080), packed_socket(THEIRS, TCP, 8080)
+PHONE = packed_socket(OURS, UDP, 5060)
+ANNS, BENS = packed_socket(ANN_IP, TCP, 80), packed_socket(BEN_IP, TCP, 80)
+ANNS_PHONE = packed_socket(ANN_IP, UDP, 5061)
+
+
+def test_port_forwards_come_change_and_go(open_path: Open) -> None:
+    path = open_path()
+    path.prepare(TAKEOVER)
+    for old, new in pairwise(
+        [
+            {},
+            {WEB: ANNS},
+            {WEB: ANNS, OTHER_WEB: ANNS, PHONE: ANNS_PHONE},
+            {WEB: BENS, PHONE: ANNS_PHONE},
+            {},
+        ]
+    ):
+        path.apply({LAN: difference(NetworkState(forwards=old), NetworkState(forwards=new))})
+        assert path.read() == {LAN: NetworkState(forwards=new)}
+
+
+def test_a_restarted_agent_finds_port_forwards(open_path: Open) -> None:
+    path = open_path()
+    path.prepare(TAKEOVER)
+    path.apply({LAN: NetworkDelta(forwards={OTHER_WEB: Change(None, ANNS)})})
+    path = open_path()
+    path.prepare(TAKEOVER)
+    assert path.read() == {LAN: NetworkState(forwards={OTHER_WEB: ANNS})}
+    assert path.read(session_maps=False) == path.read()
+
+
+def test_port_forwards_that_move_go_with_takeover(open_path: Open) -> None:
+    path = open_path()
+    path.prepare(TAKEOVER)
+    path.apply({LAN: NetworkDelta(forwards={OTHER_WEB: Change(None, ANNS)})})
     path = open_path()
     path.prepare(DOMAIN)
     assert path.read() == {LAN: NetworkState()}

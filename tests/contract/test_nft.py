@@ -16,6 +16,7 @@ from ipaddress import IPv4Address
 import pytest
 
 from apagent.core.desired import ANY_ANCHOR, NOBODY, difference
+from apagent.core.domain import Forward
 from apagent.core.model import ApId, Flow, FlowKey, Mac, NetworkName, socket_of
 from apagent.errors import KernelFault
 from apagent.kernel.nft import NftTable
@@ -287,6 +288,31 @@ def test_with_takeover_the_source_of_new_flows_is_looked_up(table: NftTable) -> 
     listed = loadable(ruleset())
     again = run("unshare", "--net", "sh", "-c", "nft -f - && nft list ruleset", stdin=listed)
     assert without_time(again) == without_time(listed)
+
+
+def test_with_takeover_port_forwards_are_looked_up(table: NftTable) -> None:
+    network = replace(takeover(), forwards=(Forward(6, 8080, ANN_IP, 80),))
+    table.prepare(domain(networks=(network,)))
+    change = {outside: Change(None, inside) for outside, inside in network.forwarded.items()}
+    table.apply(domain(networks=(network,)), {LAN: NetworkDelta(forwards=change)})
+    rule = 'iifname "wan" dnat ip to ip daddr . meta l4proto . th dport map @lan_forwards'
+    assert chain("dstnat")[1:] == [rule]
+    assert "elements = { 203.0.113.21 . tcp . 8080 : 10.77.1.1 . 80 }" in ruleset()
+    listed = loadable(ruleset())
+    again = run("unshare", "--net", "sh", "-c", "nft -f - && nft list ruleset", stdin=listed)
+    assert without_time(again) == without_time(listed)
+
+
+def test_without_takeover_port_forwards_are_rules(table: NftTable) -> None:
+    forwards = (Forward(6, 8080, ANN_IP, 80), Forward(17, 5060, ANN_IP, 5061))
+    own = replace(lan(), forwards=forwards)
+    table.prepare(domain(networks=(own,)))
+    here = 'iifname "wan" fib daddr type local meta nfproto ipv4'
+    assert chain("dstnat")[1:] == [
+        f"{here} tcp dport 8080 dnat ip to 10.77.1.1:80",
+        f"{here} udp dport 5060 dnat ip to 10.77.1.1:5061",
+    ]
+    assert "lan_forwards" not in ruleset()
 
 
 def test_isolated_clients_have_rules_of_their_own(table: NftTable) -> None:

@@ -112,6 +112,8 @@ class FakeDataPath:
             state.routes = {a: ap for a, ap in state.routes.items() if ap in domain.peer_by_id}
             if not domain.network_by_name[name].takeover:
                 state.sources, state.addresses = {}, {}
+            if not domain.network_by_name[name].lets_forwards_move:
+                state.forwards = {}
             state.diverted = {
                 anchor: ap
                 for anchor, ap in state.diverted.items()
@@ -223,6 +225,7 @@ _PARTS = (
     "neighbours",
     "routes",
     "sources",
+    "forwards",
     "home",
     "known",
     "elsewhere",
@@ -233,7 +236,17 @@ _PARTS = (
 )
 """Addresses, neighbours and routes first; sets and maps are the rest."""
 _STRICT = frozenset(
-    {"sources", "flows", "sockets", "home", "known", "elsewhere", "places", "diverted"}
+    {
+        "sources",
+        "forwards",
+        "flows",
+        "sockets",
+        "home",
+        "known",
+        "elsewhere",
+        "places",
+        "diverted",
+    }
 )
 """Sets and maps mind what is there."""
 _LEAD_TO: dict[str, Callable[[Domain], set[ApId]]] = {
@@ -360,7 +373,9 @@ class FakeFlowMonitor(_Signal):
     def dump(self) -> dict[NetworkName, Sessions]:
         return {network: dict(table) for network, table in self.tables.items()}
 
-    def adopt(self, network: NetworkName, sessions: Sessions) -> None:
+    def adopt(
+        self, network: NetworkName, sessions: Sessions, forwarded: Collection[FlowKey] = ()
+    ) -> None:
         for flow, nat in sessions.items():
             present = self.tables.get(network, {}).get(flow)
             if present is None or present[TRANSLATION] != nat[TRANSLATION]:

@@ -14,6 +14,7 @@ from apagent.kernel.nft.elements import (
     ECHO_SIZE,
     FLOW_SIZE,
     SOCKET_SIZE,
+    UPLINK_SIZE,
     ElementChange,
     pack_data,
     parse_elements,
@@ -36,6 +37,8 @@ _KEY_SIZES = {
     _LAN.known: CLIENT_SIZE,
     _LAN.elsewhere: CLIENT_SIZE,
     _LAN.places: CLIENT_SIZE,
+    _LAN.home: CLIENT_SIZE,
+    _LAN.sources: UPLINK_SIZE,
 }
 
 
@@ -58,7 +61,9 @@ def _replace_table(layout: dict[str, Any]) -> None:
     }
     with contextlib.closing(Netlink(_NETLINK_NETFILTER)) as netlink:
         changes = [
-            ElementChange(map_, key, deleted=False, data=value and pack_data(renumbered[value]))
+            ElementChange(
+                map_, key, deleted=False, data=value and pack_data(renumbered.get(value, value))
+            )
             for map_, size in _KEY_SIZES.items()
             if map_ in layout["sets"]
             for body in listing(netlink, messages.list_elements(_TABLE, map_))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
+import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -13,6 +16,7 @@ from apagent.lab.lab import Lab
 from apagent.lab.traffic.running import serving
 from apagent.peers.versions import HIGHEST
 from tests.netns import former_layout
+from tests.netns import test_moving_forwards as moving_forwards
 from tests.netns.conftest import MakeLab
 from tests.netns.crashing import CHANGES
 from tests.netns.deaths import make_mortal, start_to_die
@@ -100,6 +104,37 @@ def test_an_anchor_of_a_former_release_is_upgraded_in_place(lab: MakeLab) -> Non
         agreed(domain)
         versions = {peer["protocol_version"] for peer in ask(domain, "ap2", "peers")}
         assert versions == {HIGHEST}
+
+
+def test_port_forwards_that_were_rules_are_upgraded_in_place(lab: MakeLab) -> None:
+    made = moving_forwards.domain(lab)
+    made.roam(CLIENT, "ap1")
+    served_by(made, CLIENT, "ap1")
+    connected: list[float] = []
+    upgraded = threading.Event()
+
+    def connect(listener: socket.socket) -> None:
+        while not upgraded.is_set():
+            assert moving_forwards.lets_in(made, listener)
+            connected.append(time.monotonic())
+
+    with moving_forwards.let_in(made) as (moved, listener):
+        assert moving_forwards.is_at(made, "ap1", moved)
+        present = shape(made, "ap1")
+        made.kill_agent("ap1")
+        former_layout.install(made, "ap1", "c391e4c")
+        assert moved.go_on()
+        assert shape(made, "ap1") != present
+        with ThreadPoolExecutor(1) as outside:
+            connecting = outside.submit(connect, listener)
+            becomes(lambda: len(connected) > NOISE or connecting.done(), wanted=True)
+            made.start_agent("ap1")
+            time.sleep(WATCHED_S)
+            upgraded.set()
+            connecting.result()
+        assert moving_forwards.is_at(made, "ap1", moved)
+        assert moved.go_on()
+        becomes(lambda: shape(made, "ap1"), present)
 
 
 def shape(lab: Lab, ap: str) -> Counter[tuple[str, ...]]:

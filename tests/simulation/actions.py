@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from ipaddress import IPv4Address
 from random import Random
 from typing import TypeVar
 
-from apagent.core.domain import Forward
+from apagent.core.domain import Forward, Network
 from apagent.core.events import ClientSeen, DrainRequested, ReclaimRequested, Source
-from apagent.core.model import TCP, Flow, Translation
+from apagent.core.model import TCP, Flow, SocketKey, Translation
 from tests.simulation.clients import MAX_TALKS, REMOTES, Client, Talk
 from tests.simulation.node import Node
 from tests.simulation.packets import Fate, answered, be_heard, deliver, reaches, send
@@ -202,22 +203,43 @@ def call(world: World, which: int, remote: int, _: int) -> None:
     ]
     if not forwards:
         return
-    node, network, forward = _pick(forwards, which)
+    home, network, forward = _pick(forwards, which)
     server = [c for c in world.clients if (c.network, c.address) == (network.name, forward.client)]
-    if node.powered and server:
-        _call(world, node, forward, server[0], remote)
+    address = network.nat_address or home.kernel.address
+    node = _forwarder(world, home, network, forward.outside(address))
+    if node is not None and server:
+        _call(world, node, forward, address, server[0], remote)
 
 
-def _call(world: World, node: Node, forward: Forward, client: Client, remote: int) -> None:
+def _forwarder(world: World, home: Node, network: Network, outside: SocketKey) -> Node | None:
+    """The AP that lets in what comes to a forwarded port now."""
+    if not network.lets_forwards_move:
+        return home if home.powered else None
+    there = [
+        node
+        for node in world.nodes.values()
+        if node.powered and node.kernel.has(network.nat_address or home.kernel.address)
+    ]
+    found = there[0].kernel.installed[network.name].forwards if len(there) == 1 else {}
+    return there[0] if outside in found else None
+
+
+def _call(
+    world: World, node: Node, forward: Forward, address: IPv4Address, client: Client, remote: int
+) -> None:
     to = _pick(REMOTES, remote)
     key = Flow(forward.protocol, forward.client, forward.client_port, to, 50000 + remote % 8).key
-    conntrack = node.kernel.conntrack
-    if key not in conntrack.tables[client.network]:
-        made = Translation(node.kernel.source(client.network), forward.port)
-        conntrack.open(client.network, key, client.mac, made)
+    entry = node.kernel.conntrack.tables[client.network].get(key)
+    if entry is None:
+        made = Translation(address, forward.port)
+        entry = node.kernel.conntrack.open(client.network, key, client.mac, made)
         world.opened(node, client.network, key)
-    if reaches(world, node.id, client):
-        send(world, client, key, opens=forward.protocol != TCP)
+    if not reaches(world, node.id, client):
+        return
+    if client.talk(key) is None and len(client.talks) < MAX_TALKS:
+        contested = world.anchors_of(client.network, key) > 1
+        client.talks.append(Talk(key, entry.nat, contested=contested))
+    send(world, client, key, opens=forward.protocol != TCP)
 
 
 def speak(world: World, client: Client, talk: Talk) -> Fate:

@@ -51,13 +51,13 @@ def agreement(world: World) -> None:
     for node in world.nodes.values():
         _check_sync(node)
     for network in world.networks:
-        tables = {node.id: _own_table(node, network.name) for node in world.nodes.values()}
+        tables = {node.id: _own_table(world, node, network.name) for node in world.nodes.values()}
         for node in world.nodes.values():
             _check_tables(node, network.name, tables)
         _check_anchors(tables)
         claims = _check_claims(world, network.name)
         for node in world.nodes.values():
-            _check_kernel(node, network.name, tables, claims)
+            _check_kernel(world, node, network.name, tables, claims)
         _check_addresses(world, network.name)
 
 
@@ -102,16 +102,34 @@ def _check_sync(node: Node) -> None:
     must(all(c.generation <= engine.clock for c in claims), f"{node.id}: a claim beyond its clock")
 
 
-def _own_table(node: Node, network: NetworkName) -> dict[FlowKey, Nat]:
+def _own_table(world: World, node: Node, network: NetworkName) -> dict[FlowKey, Nat]:
     table = dict(node.engine.sessions[network].table(node.id))
-    standing = node.domain.network_by_name[network].standing
     flows = {key: nat[TRANSLATION] for key, nat in table.items() if not is_standing(key)}
     conntrack = node.kernel.conntrack.tables[network]
     entries = {key: entry.nat[TRANSLATION] for key, entry in conntrack.items()}
     must(flows == entries, f"{node.id}: {_unlike(flows, entries, 'its table', 'conntrack')}")
-    stood = {key: nat for key, nat in table.items() if is_standing(key)}
-    must(stood == standing, f"{node.id}: standing sessions {stood}, configured {standing}")
+    stood = sorted(
+        (nat[:4] + key[8:9] + nat[4:6], socket_of(key))
+        for key, nat in table.items()
+        if is_standing(key)
+    )
+    right = sorted(_forwards(world, node, network).items())
+    must(stood == right, f"{node.id}: standing sessions {stood}, its forwards are {right}")
     return table
+
+
+def _forwards(world: World, node: Node, network: NetworkName) -> dict[SocketKey, SocketKey]:
+    """The forwards that are in force at an AP: its own, or those of the addresses that it has."""
+    own = node.domain.network_by_name[network]
+    if not own.lets_forwards_move:
+        return own.forwarded
+    here = node.kernel.installed[network].addresses
+    found: dict[SocketKey, SocketKey] = {}
+    for other in world.nodes.values():
+        its = other.domain.network_by_name[network]
+        if its.nat_address in here:
+            found |= its.forwarded
+    return found
 
 
 def _check_tables(
@@ -168,6 +186,7 @@ def _claims(node: Node, network: NetworkName) -> dict[Mac, Claim]:
 
 
 def _check_kernel(
+    world: World,
     node: Node,
     network: NetworkName,
     tables: Mapping[ApId, Mapping[FlowKey, Nat]],
@@ -178,6 +197,8 @@ def _check_kernel(
     must(installed == wanted, f"{node.id}: wanted, not installed: {difference(installed, wanted)}")
     right = _right(node.id, tables, claims)
     right.addresses, right.sources = installed.addresses, installed.sources
+    if node.domain.network_by_name[network].lets_forwards_move:
+        right.forwards = _forwards(world, node, network)
     must(installed == right, f"{node.id}: installed, not right: {difference(installed, right)}")
 
 

@@ -205,6 +205,7 @@ class Node:
                     frozenset(state.addresses),
                     state.sockets,
                     state.elsewhere,
+                    state.forwards,
                 )
             )
         ours = {(n, mac) for n, state in installed.items() for mac in state.neighbours.values()}
@@ -226,6 +227,7 @@ class Node:
                 ("sockets", before[name].sockets.items() - state.sockets.items()),
                 ("routes", before[name].routes.items() - state.routes.items()),
                 ("neighbours", before[name].neighbours.items() - state.neighbours.items()),
+                ("forwards", before[name].forwards.items() - state.forwards.items()),
             ):
                 ours = {*own, *sockets, *state.neighbours, *state.sockets}
                 gone = [key for key, value in kept if key not in ours and value != self.id]

@@ -17,6 +17,7 @@ from apagent.core.claims import Claims
 from apagent.core.clients import ClientTable
 from apagent.core.events import Source
 from apagent.core.feed import FeedLog
+from apagent.core.forwards import MovingForwards
 from apagent.core.roam import Verdict, judge
 from apagent.core.session_tables import SessionTables
 from tests.simulation.__main__ import main
@@ -122,6 +123,7 @@ MUTANTS: dict[str, tuple[object, str, Callable[..., Any]]] = {
     "a change doesn't reach the kernel": (ClientTable, "_touch", lambda *_: None),
     "a lost end is not found": (SessionTables, "replace", _keep_what_a_listing_lacks),
     "an address in use is taken": (Anchors, "probed", _nobody_answers),
+    "port forwards stay behind": (MovingForwards, "learn", lambda *_: None),
     "a drained AP keeps its addresses": (Anchors, "_wanted_heir", lambda *_: None),
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import count
 from typing import Any
 
@@ -70,8 +70,13 @@ class Parts:
     def announce(self, nat: NatAddress) -> None:
         self._note("announce", nat)
 
-    def adopt(self, network: NetworkName, sessions: Mapping[FlowKey, Nat]) -> None:
-        self._note("adopt", network, len(sessions))
+    def adopt(
+        self,
+        network: NetworkName,
+        sessions: Mapping[FlowKey, Nat],
+        forwarded: Collection[FlowKey],
+    ) -> None:
+        self._note("adopt", network, len(sessions), *sessions.keys() & forwarded)
 
     def loosen(self, flows: Iterable[FlowKey]) -> None:
         self._note("loosen", list(flows))
@@ -181,6 +186,12 @@ def test_many_flows_are_adopted_in_parts_and_told_of_at_the_end(made: Made) -> N
     made.clock.pass_s(0.0)
     assert [call[2] for call in made.others.calls] == [anchor_work.ADOPTED_A_TURN] * 2 + [1]
     assert made.events == [FlowsAdopted(ADDRESS, sessions)]
+
+
+def test_flows_that_were_forwarded_are_adopted_as_such(made: Made) -> None:
+    sessions = dict.fromkeys((tcp(1), tcp(2)), NAT)
+    made.work.carry_out(AdoptFlows(ADDRESS, sessions, frozenset({tcp(2)})))
+    assert made.others.calls == [("adopt", LAN, 2, tcp(2))]
 
 
 def test_no_flows_are_adopted_at_once(made: Made) -> None:

@@ -38,6 +38,7 @@ from apagent.core.events import (
     Source,
     SyncTimedOut,
 )
+from apagent.core.forwards import standing_sessions
 from apagent.core.model import MAX_GENERATION, ApId, Claim, Mac
 from apagent.core.roam import SIGHTINGS, Verdict, Where
 from tests.domains import (
@@ -398,9 +399,10 @@ def test_a_port_forward_is_published_as_a_standing_session() -> None:
     forward = Forward(6, 8080, ANN_IP, 80)
     e = Engine(domain(networks=(replace(lan(), forwards=(forward,)),)))
     e.step(FlowsListed({LAN: {tcp(1): NAT}}), 0.0)
-    assert set(e.snapshot()[0][LAN]) == {tcp(1), forward.key}
+    said = standing_sessions({forward.outside(IPv4Address(0)): forward.inside})
+    assert e.snapshot()[0][LAN] == {tcp(1): since(0), **said}
     e.step(FlowsListed({}), 0.0)
-    assert set(e.snapshot()[0][LAN]) == {forward.key}
+    assert e.snapshot()[0][LAN] == said
 
 
 def test_a_client_that_a_port_is_forwarded_to_is_not_released() -> None:

@@ -21,8 +21,10 @@ from apagent.kernel.nft.messages import HEADER, NESTED, message_type
 from apagent.kernel.wire import NLM_F_CREATE, Message, attribute, attributes
 
 FLOW_SIZE, ECHO_SIZE, SOCKET_SIZE, CLIENT_SIZE, UPLINK_SIZE = 20, 12, 12, 12, 16
-"""Bytes of a key in the flow, echo and socket maps, in the sets of clients and in the map of
-sources."""
+"""Bytes of a key in the flow, echo and socket maps (that of forwards has sockets, too), in the sets
+of clients and in the map of sources."""
+TARGET_SIZE = 8
+"""Bytes of a value in the map of forwards; 4 in all others."""
 _UNKNOWN_AP = "#"
 CHANGES_PER_TRANSACTION = 4096
 """Keeps a transaction below 320 KiB, which fits a send buffer that an unprivileged user gets."""
@@ -35,8 +37,8 @@ _MAX_LIST = 0xFFFF - 4
 
 _HEAD = struct.Struct("=HHHHHH")
 """Element, its key, the key's value: length and type of each."""
-_DATA = struct.Struct("=HHHH4s")
-"""The data, its value: length and type of each; and four bytes of value."""
+_DATA = struct.Struct("=HHHH")
+"""The data, its value: length and type of each."""
 _FLOW_PARTS, _PADDED_FLOW = struct.Struct("9s2s2s"), struct.Struct("9s3x2s2x2s2x")
 _LENGTH = struct.Struct("=H")
 _LIST_HEAD = struct.Struct("=HH")
@@ -92,13 +94,23 @@ def unpack_echo(key: bytes) -> FlowKey:
 
 
 def pack_socket(key: SocketKey) -> bytes:
-    """Client, protocol, client port: 12 bytes."""
+    """Address, protocol, port: 12 bytes."""
     return b"%b\0\0\0%b\0\0" % (key[:5], key[5:])
 
 
 def unpack_socket(key: bytes) -> SocketKey:
     """What `pack_socket` packed."""
     return SocketKey(key[:5] + key[8:10])
+
+
+def pack_target(key: SocketKey) -> bytes:
+    """To where a port is forwarded: address, port; the protocol stays. 8 bytes."""
+    return b"%b%b\0\0" % (key[:4], key[5:])
+
+
+def unpack_target(value: bytes, outside: SocketKey) -> SocketKey:
+    """What `pack_target` packed, of what comes to the socket `outside`."""
+    return SocketKey(value[:4] + outside[4:5] + value[4:6])
 
 
 def pack_client(address: IPv4Address, mac: Mac) -> bytes:
@@ -127,8 +139,9 @@ def unpack_place(key: bytes, aps: Mapping[Mac, ApId]) -> tuple[IPv4Address, ApId
 
 
 def pack_data(value: bytes) -> bytes:
-    """A map's value of four bytes, as the data of an element."""
-    return _DATA.pack(12, _ELEMENT_DATA | NESTED, 8, _DATA_VALUE, value)
+    """A map's value (whole words), as the data of an element."""
+    size = _DATA.size + len(value)
+    return _DATA.pack(size, _ELEMENT_DATA | NESTED, size - 4, _DATA_VALUE) + value
 
 
 def transactions(
@@ -196,7 +209,9 @@ def renewal(table: str, set_: str, keys: Iterable[bytes]) -> list[Message]:
     ]
 
 
-def parse_elements(body: bytes, key_size: int) -> Iterator[tuple[bytes, bytes]]:
+def parse_elements(
+    body: bytes, key_size: int, value_size: int = 4
+) -> Iterator[tuple[bytes, bytes]]:
     """Key and value (empty in a set) of each element in a message of a dump.
 
     The kernel puts the key first and the data second (nf_tables_fill_setelem()); what else it may
@@ -204,20 +219,21 @@ def parse_elements(body: bytes, key_size: int) -> Iterator[tuple[bytes, bytes]]:
     """
     for type_, items in attributes(body, len(HEADER)):
         if type_ == _LIST_ELEMENTS:
-            yield from _parse_list(items, key_size)
+            yield from _parse_list(items, key_size, value_size)
 
 
-def _parse_list(items: bytes, key_size: int) -> Iterator[tuple[bytes, bytes]]:
+def _parse_list(items: bytes, key_size: int, value_size: int) -> Iterator[tuple[bytes, bytes]]:
     key_at = _HEAD.size
     data_at = key_at + key_size
-    value_at = data_at + 8
+    value_at = data_at + _DATA.size
+    value_end = value_at + value_size
     offset, end = 0, len(items)
     length_of = _LENGTH.unpack_from
     while offset < end:
         (length,) = length_of(items, offset)
         yield (
             items[offset + key_at : offset + data_at],
-            items[offset + value_at : offset + value_at + 4] if length > data_at else b"",
+            items[offset + value_at : offset + value_end] if length > data_at else b"",
         )
         offset += (length + 3) & ~3
 

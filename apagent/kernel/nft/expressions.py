@@ -609,15 +609,26 @@ def destination_port(port: int) -> Expressions:
 
 def dnat(address: IPv4Address, port: int) -> Expressions:
     """`dnat ip to address:port`."""
+    return (_immediate(address.packed), _immediate(struct.pack(">H", port), 1), _dnat())
+
+
+def dnat_from(name: str) -> Expressions:
+    """`dnat ip to ip daddr . meta l4proto . th dport map @name`; ends the rule if it isn't in."""
     return (
-        _immediate(address.packed),
-        _immediate(struct.pack(">H", port), 1),
-        _expression(
-            "nat",
-            ("TYPE", _NAT_DNAT),
-            ("FAMILY", _NFPROTO_IPV4),
-            ("REG_ADDR_MIN", _register(0)),
-            ("REG_PROTO_MIN", _register(1)),
-            ("FLAGS", [_NAT_RANGE_PORTS]),
-        ),
+        *destination_address(),
+        _meta(_META_L4PROTO, 1),
+        _payload(_TRANSPORT_HEADER, DESTINATION_PORT, 2, 2),
+        _lookup(name),
+        _dnat(),
+    )
+
+
+def _dnat() -> Expression:
+    return _expression(
+        "nat",
+        ("TYPE", _NAT_DNAT),
+        ("FAMILY", _NFPROTO_IPV4),
+        ("REG_ADDR_MIN", _register(0)),
+        ("REG_PROTO_MIN", _register(1)),
+        ("FLAGS", [_NAT_RANGE_PORTS]),
     )

@@ -14,10 +14,11 @@ from typing import NamedTuple
 from apagent.core.domain import Domain
 from apagent.core.model import ApId
 from apagent.kernel.nft.chain import number_in
-from apagent.kernel.nft.elements import ElementChange, pack_data
+from apagent.kernel.nft.elements import ElementChange, pack_data, pack_socket, pack_target
 from apagent.kernel.nft.installed import Installed
 from apagent.kernel.nft.messages import SET_FLAG_TIMEOUT, VERDICT, SetDefinition
-from apagent.kernel.nft.sets import ANCHOR_CHAIN, anchor_number
+from apagent.kernel.nft.prerouting import DSTNAT
+from apagent.kernel.nft.sets import ANCHOR_CHAIN, Names, anchor_number
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,25 @@ class Migration(NamedTuple):
 
 MIGRATIONS: Mapping[Former, Migration] = {}
 """Since revision 4db3919, the first one, no session map has changed its layout."""
+
+
+def forwards_in_rules(domain: Domain, installed: Installed) -> list[ElementChange]:
+    """Port forwards of addresses that move, which were rules up to revision c391e4c.
+
+    There at once in the map that takes their place. Whether the address is here, and the map to
+    have them, is seen right after.
+    """
+    if DSTNAT not in installed.chains:
+        return []
+    return [
+        ElementChange(
+            map_, pack_socket(outside), deleted=False, data=pack_data(pack_target(inside))
+        )
+        for network in domain.networks
+        if network.lets_forwards_move
+        and (map_ := Names.of(network.name).forwards) not in installed.sets
+        for outside, inside in network.forwarded.items()
+    ]
 
 
 class Move(NamedTuple):

@@ -23,6 +23,8 @@ from apagent.kernel.nft.expressions import Expressions
 from apagent.kernel.nft.messages import Hook
 from apagent.kernel.nft.sets import ANY_VALUE, UNSYNCED, Names, anchor_chain, any_anchor
 
+DSTNAT = "dstnat"
+"""The chain of port forwards."""
 _DATA_TRIGGER_RATE, _DATA_TRIGGER_BURST = 100, 50
 _DATA_TRIGGER_SNAPLEN = 64
 """Bytes of a packet that are reported: enough for the IPv4 header."""
@@ -227,9 +229,20 @@ def _zone_marks(domain: Domain, *, received: bool) -> Iterator[Expressions]:
 
 
 def port_forwards(domain: Domain) -> list[Chain]:
-    """Static port forwards, before a firewall's own DNAT at -100."""
-    rules = tuple(
-        (
+    """Port forwards, before a firewall's own DNAT at -100.
+
+    Those of addresses that move are in a map, which has those of the addresses that are here.
+    """
+    rules = tuple(rule for network in domain.networks for rule in _forwards(network))
+    return [Chain(DSTNAT, rules, Hook("nat", PREROUTING, DESTINATION_NAT))] if rules else []
+
+
+def _forwards(network: Network) -> Iterator[Expressions]:
+    if network.lets_forwards_move:
+        yield (*e.iifname(network.uplink), *e.dnat_from(Names.of(network.name).forwards))
+        return
+    for forward in network.forwards:
+        yield (
             *e.iifname(network.uplink),
             *(
                 e.address_is(e.DESTINATION_ADDRESS, network.nat_address)
@@ -241,10 +254,6 @@ def port_forwards(domain: Domain) -> list[Chain]:
             *e.destination_port(forward.port),
             *e.dnat(forward.client, forward.client_port),
         )
-        for network in domain.networks
-        for forward in network.forwards
-    )
-    return [Chain("dstnat", rules, Hook("nat", PREROUTING, DESTINATION_NAT))] if rules else []
 
 
 def own_errors(domain: Domain) -> list[Chain]:

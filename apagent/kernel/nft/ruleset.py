@@ -14,6 +14,7 @@ in the maps and sets (`elements`), which the rules only name. In nft's words, fo
     map lan_anchors { type classid : verdict; elements = { 6170:2 : goto anchor_ap2 } }
     map lan_new_anchor { type classid : verdict }
     map lan_sources { type ifname : ipv4_addr }
+    map lan_forwards { type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service }
     map learned { type ipv4_addr : classid; flags dynamic,timeout; timeout 300ms }
     map ways { type classid : verdict; elements = { 6170:2 : goto way_ap2 } }
 

@@ -8,7 +8,13 @@ from dataclasses import dataclass, replace
 from apagent.core.domain import ANCHOR_TAG, Domain
 from apagent.core.model import ApId, NetworkName
 from apagent.core.roam import STRAGGLER_S
-from apagent.kernel.nft.elements import CLIENT_SIZE, ECHO_SIZE, FLOW_SIZE, SOCKET_SIZE
+from apagent.kernel.nft.elements import (
+    CLIENT_SIZE,
+    ECHO_SIZE,
+    FLOW_SIZE,
+    SOCKET_SIZE,
+    TARGET_SIZE,
+)
 from apagent.kernel.nft.messages import (
     SET_FLAG_DYNAMIC,
     SET_FLAG_TIMEOUT,
@@ -64,6 +70,7 @@ class Names:
     anchors: str
     new_anchor: str
     sources: str
+    forwards: str
     new: str
     from_client: str
     inside: str
@@ -113,6 +120,8 @@ def definitions(domain: Domain) -> dict[str, SetDefinition]:
         found += _definitions(names)
         if network.takeover:
             found.append(_sources(names.sources))
+        if network.lets_forwards_move:
+            found.append(_forwards(names.forwards))
     return {definition.name: definition for definition in found}
 
 
@@ -127,6 +136,7 @@ _FLOW_TYPE = _concatenation(_IPV4_ADDR, _IPV4_ADDR, _INET_PROTO, _INET_SERVICE, 
 _ECHO_TYPE = _concatenation(_IPV4_ADDR, _IPV4_ADDR, _INTEGER)
 _SOCKET_TYPE = _concatenation(_IPV4_ADDR, _INET_PROTO, _INET_SERVICE)
 _CLIENT_TYPE = _concatenation(_IPV4_ADDR, _ETHER_ADDR)
+_TARGET_TYPE = _concatenation(_IPV4_ADDR, _INET_SERVICE)
 _ADDRESS_SIZE, _ETHER_SIZE = 4, 6
 
 
@@ -196,6 +206,12 @@ def _sources(name: str) -> SetDefinition:
     """A map from uplinks to what new flows are translated to."""
     order = byte_orders(ByteOrder.HOST, ByteOrder.NETWORK)
     return SetDefinition(name, _IFNAME, _IFNAME_SIZE, _IPV4_ADDR, _ADDRESS_SIZE, order)
+
+
+def _forwards(name: str) -> SetDefinition:
+    """A map from NAT sockets to the clients' sockets that they are forwarded to."""
+    order = byte_orders(ByteOrder.MIXED, ByteOrder.MIXED)
+    return SetDefinition(name, _SOCKET_TYPE, SOCKET_SIZE, _TARGET_TYPE, TARGET_SIZE, order)
 
 
 def _verdicts(name: str) -> SetDefinition:

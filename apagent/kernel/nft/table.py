@@ -15,7 +15,7 @@ from itertools import chain
 from typing import TypeVar
 
 from apagent.core.domain import Domain, Network
-from apagent.core.model import ICMP, PROTOCOL_OFFSET, ApId, NetworkName
+from apagent.core.model import ICMP, PROTOCOL_OFFSET, ApId, NetworkName, SocketKey
 from apagent.errors import KernelFault
 from apagent.kernel.nft import messages
 from apagent.kernel.nft.diversion import diversion, read_diverted, waiting
@@ -24,6 +24,7 @@ from apagent.kernel.nft.elements import (
     ECHO_SIZE,
     FLOW_SIZE,
     SOCKET_SIZE,
+    TARGET_SIZE,
     UPLINK_SIZE,
     ElementChange,
     ElementChanges,
@@ -33,6 +34,7 @@ from apagent.kernel.nft.elements import (
     pack_flows,
     pack_place,
     pack_socket,
+    pack_target,
     parse_elements,
     renewal,
     transactions,
@@ -41,6 +43,7 @@ from apagent.kernel.nft.elements import (
     unpack_flow,
     unpack_place,
     unpack_socket,
+    unpack_target,
 )
 from apagent.kernel.nft.expressions import interface_name
 from apagent.kernel.nft.forwarding import LEAKED, RESET
@@ -53,7 +56,7 @@ from apagent.kernel.nft.installed import (
     read_set_size,
     read_table,
 )
-from apagent.kernel.nft.migration import anchor_numbers, moves
+from apagent.kernel.nft.migration import anchor_numbers, forwards_in_rules, moves
 from apagent.kernel.nft.plan import plan
 from apagent.kernel.nft.ruleset import Ruleset
 from apagent.kernel.nft.sets import (
@@ -151,10 +154,12 @@ class NftTable:
                 state.sources = {
                     key.rstrip(b"\0").decode(): IPv4Address(value) for key, value in sources.items()
                 }
+            if network.lets_forwards_move:
+                state.forwards = self._read_forwards(domain.table, names)
         return states
 
     def apply(self, domain: Domain, deltas: Mapping[NetworkName, NetworkDelta]) -> None:
-        """Install the changes of clients' places, flows, sockets, sources and diverted anchors.
+        """Install the changes of places, flows, sockets, sources, forwards and diverted anchors.
 
         All networks' changes go together, in one transaction unless they are thousands. Anchors are
         diverted before that, or after it if they have to wait (`diversion.waiting`). Raises
@@ -246,9 +251,15 @@ class NftTable:
             change
             for move in moves(domain, installed.sets, wanted)
             for change in move.changes(
-                self._elements(domain.table, move.source.name, move.source.key_length)
+                self._elements(
+                    domain.table,
+                    move.source.name,
+                    move.source.key_length,
+                    move.source.data_length,
+                )
             )
         ]
+        changes += forwards_in_rules(domain, installed)
         return list(transactions(domain.table, changes))
 
     def _change_over(
@@ -332,6 +343,13 @@ class NftTable:
             self._read_session_maps(domain.table, names, anchors, state)
         return state
 
+    def _read_forwards(self, table: str, names: Names) -> dict[SocketKey, SocketKey]:
+        elements = self._elements(table, names.forwards, SOCKET_SIZE, TARGET_SIZE)
+        return {
+            (outside := unpack_socket(key)): unpack_target(value, outside)
+            for key, value in elements.items()
+        }
+
     def _read_session_maps(
         self, table: str, names: Names, anchors: _Anchors, state: NetworkState
     ) -> None:
@@ -344,7 +362,9 @@ class NftTable:
         }
         state.sockets = {unpack_socket(key): anchors[value] for key, value in sockets.items()}
 
-    def _elements(self, table: str, set_: str, key_size: int) -> dict[bytes, bytes]:
+    def _elements(
+        self, table: str, set_: str, key_size: int, value_size: int = 4
+    ) -> dict[bytes, bytes]:
         """All elements of a set, key and value as the kernel has them.
 
         A dump of more than one message leaves elements out while the kernel resizes the hash table
@@ -355,7 +375,9 @@ class NftTable:
         for _ in range(_READINGS):
             bodies = listing(self._netlink, messages.list_elements(table, set_))
             elements = {
-                key: value for body in bodies for key, value in parse_elements(body, key_size)
+                key: value
+                for body in bodies
+                for key, value in parse_elements(body, key_size, value_size)
             }
             size = read_set_size(self._netlink, table, set_)
             if len(bodies) <= 1 or len(elements) == (expected if size is None else size):
@@ -417,7 +439,7 @@ def _begun(domain: Domain, deltas: Mapping[NetworkName, NetworkDelta]) -> list[M
 def session_changes(
     names: Names, delta: NetworkDelta, data: Mapping[ApId, bytes]
 ) -> Iterator[ElementChange | ElementChanges]:
-    """Elements of the maps of flows, echoes and sockets, and of sources."""
+    """Elements of the maps of flows, echoes and sockets, of sources and forwards."""
     for (old, new), keys in _by_change(delta.flows).items():
         after = None if new is None else data[new]
         echoes = [pack_echo(key) for key in keys if key[PROTOCOL_OFFSET] == ICMP]
@@ -431,6 +453,9 @@ def session_changes(
     for uplink, source in delta.sources.items():
         after = None if source.new is None else pack_data(source.new.packed)
         yield ElementChange(names.sources, interface_name(uplink), source.old is not None, after)
+    for outside, inside in delta.forwards.items():
+        after = None if inside.new is None else pack_data(pack_target(inside.new))
+        yield ElementChange(names.forwards, pack_socket(outside), inside.old is not None, after)
 
 
 def _by_change(changes: Mapping[K, Change[ApId]]) -> dict[Change[ApId], list[K]]:
