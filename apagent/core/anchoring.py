@@ -363,10 +363,13 @@ class Anchoring:
         """Who holds an address, or is about to, says its forwards.
 
         They are in our kernel before anything else of an address that is coming: whoever dies on
-        the way finds them there. What we find so is believed until we are in sync.
+        the way finds them there. What we find so is believed until we are in sync, unless we hear
+        that another has the address.
         """
         engaged = self.anchors.held(name) | self.anchors.left(name)
-        engaged |= set() if in_sync else forwards.adopted
+        if not in_sync:
+            holders = {a: self.book.holder(NatAddress(name, a)) for a in forwards.adopted}
+            engaged |= {a for a, holder in holders.items() if holder in (None, self._me)}
         installed = engaged | self.anchors.coming(name)
         forwards.forget_others(installed)
         self.states[name] = replace(self.states[name], forwards=forwards.of(installed))

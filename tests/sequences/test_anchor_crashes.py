@@ -2,7 +2,8 @@
 
 The kernels stay as they are, and with them conntrack's entries and the addresses on the uplinks. A
 new agent starts some rounds of probes later. Then every flow is at one AP again: its packets lead
-there from everywhere, it has the flow's entry, and it has the address that the replies come to.
+there from everywhere, it has the flow's entry, and it has the address that the replies come to. So
+are the address's port forwards.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from itertools import count
 
 import pytest
 
+from apagent.core.domain import Forward
 from apagent.core.effects import AdoptFlows, Effect, EndFlows
 from apagent.core.events import (
     DrainRequested,
@@ -22,11 +24,13 @@ from apagent.core.events import (
     PeerDisconnected,
     ReclaimRequested,
 )
-from apagent.core.model import ApId, FlowKey, Nat
+from apagent.core.model import TCP, ApId, FlowKey, Nat
 from tests.anchors_world import World, home
-from tests.domains import AP1, AP2, AP3, LAN, tcp, udp
+from tests.domains import ANN_IP, AP1, AP2, AP3, LAN, tcp, udp
 
 FLOWS = (tcp(1), tcp(3), udp(2))
+WEB = Forward(TCP, 8080, ANN_IP, 80)
+FORWARDS = {WEB.outside(home(AP1).address): WEB.inside}
 DOWN_ROUNDS = 5
 """For so long nobody is there."""
 SETTLED_ROUNDS = 40
@@ -41,7 +45,7 @@ class Mortals(World):
         self.asleep: set[ApId] = set()
         self._left = 0
         self._victim = ApId("")
-        super().__init__(successor=AP3)
+        super().__init__(successor=AP3, forwards={AP1: (WEB,)})
 
     def kill(self, victim: ApId, end: int) -> None:
         """Let an agent die at so many ends of its steps from now."""
@@ -52,7 +56,12 @@ class Mortals(World):
         self.asleep.discard(ap)
         found = self.installed[ap]
         adopted = KernelAdopted(
-            LAN, found.flows, found.routes, found.neighbours, frozenset(found.addresses)
+            LAN,
+            found.flows,
+            found.routes,
+            found.neighbours,
+            frozenset(found.addresses),
+            forwards=found.forwards,
         )
         self._start(ap, [FlowsListed({LAN: dict(self.conntrack.get(ap, {}))}), adopted])
 
@@ -129,11 +138,11 @@ def unplugged(world: Mortals) -> None:
 Story = Callable[[Mortals], None]
 
 
-def ends(victim: ApId, *story: Story) -> Iterator[Mortals]:
+def ends(victim: ApId, flows: tuple[FlowKey, ...], *story: Story) -> Iterator[Mortals]:
     """One world for each end at which the agent may die in the last part of the story."""
     for end in count(1):
         world = Mortals()
-        world.open(AP1, *FLOWS)
+        world.open(AP1, *flows)
         for part in story[:-1]:
             part(world)
         world.kill(victim, end)
@@ -146,7 +155,7 @@ def ends(victim: ApId, *story: Story) -> Iterator[Mortals]:
         yield world
 
 
-@pytest.mark.parametrize(
+deaths_of = pytest.mark.parametrize(
     ("victim", "story"),
     [
         *((victim, (drained,)) for victim in (AP1, AP2, AP3)),
@@ -156,11 +165,14 @@ def ends(victim: ApId, *story: Story) -> Iterator[Mortals]:
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(s.__name__ for s in value),
 )
+
+
+@deaths_of
 def test_after_a_death_at_any_step_every_flow_is_at_one_ap(
     victim: ApId, story: tuple[Story, ...]
 ) -> None:
     deaths = 0
-    for world in ends(victim, *story):
+    for world in ends(victim, FLOWS, *story):
         deaths += 1
         (owner,) = world.owners(home(AP1))
         for flow in FLOWS:
@@ -169,3 +181,16 @@ def test_after_a_death_at_any_step_every_flow_is_at_one_ap(
             assert set(ways.values()) == {owner}, f"death {deaths}: {ways}, address at {owner}"
             assert flow in world.conntrack[owner], f"death {deaths}: {owner} doesn't know the flow"
     assert deaths > 3
+
+
+@deaths_of
+@pytest.mark.parametrize("flows", [FLOWS, ()], ids=["with flows", "forwards alone"])
+def test_after_a_death_at_any_step_forwards_are_at_the_ap_that_has_the_address(
+    victim: ApId, story: tuple[Story, ...], flows: tuple[FlowKey, ...]
+) -> None:
+    for deaths, world in enumerate(ends(victim, flows, *story)):
+        (owner,) = world.owners(home(AP1))
+        assert world.lead_in() == {owner: FORWARDS}, f"death {deaths}: address at {owner}"
+        for ap in world.ids:
+            said = {} if ap in world.dead else world.said(ap)
+            assert said == (FORWARDS if ap == owner else {}), f"death {deaths}: {ap} says {said}"
