@@ -34,14 +34,15 @@ def end_untranslated(networks: Iterable[Network]) -> int:
 def end_homeless(networks: Iterable[Network], here: Container[bytes]) -> int:
     """Delete the entries of flows that are translated to an address that isn't one of `here`.
 
-    In networks with takeover only; `here` are addresses (4 bytes) of this machine. Returns how many
-    there were. Raises KernelFault.
+    In networks with takeover only, whoever has opened them; `here` are addresses (4 bytes) of this
+    machine. Returns how many there were. Raises KernelFault.
     """
 
     def is_homeless(tuples: Tuples) -> bool:
         return not _is_untranslated(tuples) and tuples.reply_destination not in here
 
-    return _end((network for network in networks if network.takeover), is_homeless)
+    moving = [network for network in networks if network.takeover]
+    return _end(moving, is_homeless, lambda tuples: (tuples, tuples.reversed()))
 
 
 def _is_untranslated(tuples: Tuples) -> bool:
@@ -49,7 +50,12 @@ def _is_untranslated(tuples: Tuples) -> bool:
     return (tuples.source, tuples.source_port) == reply
 
 
-def _end(networks: Iterable[Network], is_wrong: Callable[[Tuples], bool]) -> int:
+def _end(
+    networks: Iterable[Network],
+    is_wrong: Callable[[Tuples], bool],
+    ends: Callable[[Tuples], Iterable[Tuples]] = lambda tuples: (tuples,),
+) -> int:
+    """End what is wrong as one of an entry's `ends` has it, who is a client."""
     wanted = tuple(networks)
     if not wanted:
         return 0
@@ -58,9 +64,9 @@ def _end(networks: Iterable[Network], is_wrong: Callable[[Tuples], bool]) -> int
         requests = [
             request
             for body in netlink.dump(list_request())
-            if (tuples := port_tuples(body) or any_tuples(body)) is not None
-            and is_wrong(tuples)
-            and (request := _request(tuples, wanted)) is not None
+            if (entry := port_tuples(body) or any_tuples(body)) is not None
+            for tuples in ends(entry)
+            if is_wrong(tuples) and (request := _request(tuples, wanted)) is not None
         ]
         netlink.request(requests, ignore=frozenset({errno.ENOENT}))
     finally:

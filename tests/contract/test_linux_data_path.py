@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
 
+from apagent.core.model import TCP, Flow, Translation
 from apagent.errors import KernelFault
 from apagent.kernel import sysctl
+from apagent.kernel.conntrack import LinuxFlowMonitor
 from apagent.kernel.linux import LinuxDataPath
 from apagent.kernel.needs import underlay_mtu
 from apagent.kernel.port import Change, NetworkDelta
@@ -227,7 +230,10 @@ def test_what_was_opened_without_a_table_is_opened_again(
 def test_flows_of_addresses_that_move_end_with_the_clean_up(
     path: LinuxDataPath, access_point: AccessPoint
 ) -> None:
-    """Else they would leave with an address that another AP has by then."""
+    """Else they would leave with an address that another AP has by then.
+
+    Also those that a port forward has let in.
+    """
     access_point.forward_to_the_internet()
     address = IPv4Address("203.0.113.21")
     moving = replace(DOMAIN, networks=(takeover(),))
@@ -237,7 +243,11 @@ def test_flows_of_addresses_that_move_end_with_the_clean_up(
     path.apply({LAN: NetworkDelta(addresses=held, sources={"wan": Change(None, address)})})
     access_point.send_udp(ANN, ANN_IP)
     assert "dst=203.0.113.21" in run("conntrack", "-L", "-f", "ipv4")
-    assert "conntrack entries of 1 flows of addresses that move" in path.remove(moving)
+    let_in = Flow(TCP, ANN_IP, 80, IPv4Address("198.51.100.10"), 50000).key
+    with closing(LinuxFlowMonitor(moving.networks)) as monitor:
+        monitor.adopt(LAN, {let_in: Translation(address, 8080).packed}, {let_in})
+    assert "dst=203.0.113.21 sport=50000 dport=8080" in run("conntrack", "-L", "-f", "ipv4")
+    assert "conntrack entries of 2 flows of addresses that move" in path.remove(moving)
     assert "dst=203.0.113.21" not in run("conntrack", "-L", "-f", "ipv4")
 
 
