@@ -23,7 +23,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "demo",
         help="a download while its client roams over three APs, without and with apagent",
         description="Build three APs and a client in network namespaces, download a file while the "
-        "client roams, first without apagent and then with it, and report. Takes about a minute. "
+        "client roams, first without apagent and then with it, and report. Takes half a minute. "
         "Needs root, or `scripts/in-userns apagent demo`.",
     )
     parser.add_argument("--out", type=Path, default=Path("demo-out"), help="where reports go")

@@ -20,6 +20,9 @@ INCLUDES = Path(__file__).parents[2] / "deploy/openwrt/chain-pre"
             {
                 'iifname "apv-*" oifname "wan" accept',
                 'iifname "wan" oifname "apv-*" ct state established,related accept',
+                'iifname "apv-*" oifname "apv-*" accept',
+                'iifname "wan" oifname "br-lan" ct status dnat accept',
+                'iifname "wan" oifname "apv-*" ct status dnat accept',
             },
         ),
         ("input", {'iifname "apv-*" icmp type echo-request accept'}),

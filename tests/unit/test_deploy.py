@@ -199,6 +199,7 @@ def test_the_unit_leaves_forwarding_alone_and_sysctls_writable() -> None:
     service = unit()["Service"]
     assert service["Type"] == "notify"
     assert service["Restart"] == "always"
+    assert unit()["Unit"]["StartLimitIntervalSec"] == "0"
     assert int(service["WatchdogSec"]) > 0
     assert "ExecStopPost" not in service
     assert "ExecStop" not in service
