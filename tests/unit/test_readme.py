@@ -96,17 +96,6 @@ def test_the_examples_are_accepted(example: str) -> None:
     assert parse(example).networks
 
 
-@pytest.mark.parametrize("target", re.findall(r"\]\((?!https?:|#)([^)]+)\)", README))
-def test_what_the_readme_links_to_is_there(target: str) -> None:
-    assert (ROOT / target).exists()
-
-
-@pytest.mark.parametrize("target", re.findall(r"\]\(#([^)]+)\)", README))
-def test_the_sections_that_the_readme_names_are_there(target: str) -> None:
-    headings = re.findall(r"^#+ (.+)$", README, re.MULTILINE)
-    assert target in {re.sub(r"[^a-z0-9-]", "", h.lower().replace(" ", "-")) for h in headings}
-
-
 def test_the_changelog_has_a_place_for_what_is_new() -> None:
     assert "## [Unreleased]" in CHANGELOG
 
