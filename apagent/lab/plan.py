@@ -45,6 +45,9 @@ CLIENT_ADDRESSES = IPv4Network("10.76.0.0/14")
 CLIENT_PREFIX = IPv4Network("10.77.0.0/16")
 GATEWAY = CLIENT_PREFIX[1]
 GATEWAY_MAC = Mac("02:00:00:00:00:fe")
+ROUTER_MAC = Mac("02:00:00:00:00:fd")
+"""Of the provider's router. A bridge without one takes the lowest of its ports', and when a port is
+added, whoever knows the former one sends into the void."""
 UNDERLAY = IPv4Network("10.99.0.0/24")
 UPLINKS = IPv4Network("203.0.113.0/24")
 """TEST-NET-3 (RFC 5737)."""
@@ -271,7 +274,7 @@ class _Planner:
             yield Node(client_name(client), "client", gateway=gateway)
 
     def _bridges(self) -> Iterator[Interface]:
-        yield self._bridge(INTERNET, "uplinks", addresses=_on(UPLINKS, 1))
+        yield self._bridge(INTERNET, "uplinks", ROUTER_MAC, _on(UPLINKS, 1))
         yield self._bridge(FABRIC, "backhaul")
         for number, network in product(self._aps, self._networks):
             yield self._bridge(FABRIC, f"{network.bss}{number}")
