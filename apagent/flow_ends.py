@@ -36,13 +36,13 @@ ENDED_A_TURN = 2048
 and more at once would overflow the socket."""
 
 
-class _Refused(NamedTuple):
-    """A flow that the kernel didn't end."""
+class _Due(NamedTuple):
+    """A flow that is to end."""
 
     nat: Nat | None
     """What was known of it, if anything."""
-    attempts: int
-    """How many there have been."""
+    attempts: int = 0
+    """How often the kernel has refused to end it."""
 
 
 class FlowEnds:
@@ -58,7 +58,7 @@ class FlowEnds:
         self._engine = engine
         self._flows = flows
         self._later = later
-        self._refused: dict[EndFlows, dict[FlowKey, _Refused]] = {}
+        self._refused: dict[EndFlows, dict[FlowKey, _Due]] = {}
         """By what was to be done, without the flows."""
 
     def carry_out(self, ending: EndFlows) -> None:
@@ -90,43 +90,46 @@ class FlowEnds:
         self,
         kind: EndFlows,
         flows: Collection[FlowKey],
-        before: Mapping[FlowKey, _Refused] = MappingProxyType({}),
+        before: Mapping[FlowKey, _Due] = MappingProxyType({}),
     ) -> None:
-        """End `flows`; what is refused is kept, with what is known of it from `before`."""
+        """End `flows`; `before` are those of them that the kernel has refused to end."""
+        own = self._engine.sessions[kind.network].table(self._engine.me)
+        due = [(key, before.get(key) or _Due(own.get(key))) for key in sorted(flows)]
+        self._end_some(kind, dict(due[:ENDED_A_TURN]), due[ENDED_A_TURN:])
+
+    def _end_some(
+        self, kind: EndFlows, flows: Mapping[FlowKey, _Due], rest: list[tuple[FlowKey, _Due]]
+    ) -> None:
+        """End `flows` now, and those of the rest in the next turns that are still to end then."""
+        if rest:
+            self._later(0.0, partial(self._end_rest, kind, rest))
         if not flows:
             return
-        own = self._engine.sessions[kind.network].table(self._engine.me)
-        flows, rest = sorted(flows)[:ENDED_A_TURN], sorted(flows)[ENDED_A_TURN:]
-        if rest:
-            known = {key: before[key].nat if key in before else own.get(key) for key in rest}
-            self._later(0.0, partial(self._end_rest, kind, known, before))
         try:
             self._flows.end(kind.network, flows)
         except KernelFault as fault:
-            if not before:
+            if not all(due.attempts for due in flows.values()):
                 log.warning("%s; trying again", fault)
             if not self._refused:
                 self._later(AGAIN_S, self._again)
             refused = self._refused.setdefault(kind, {})
-            for key in flows:
-                nat, attempts = before.get(key, _Refused(own.get(key), 0))
-                refused[key] = _Refused(nat, attempts + 1)
+            refused.update((key, _Due(nat, n + 1)) for key, (nat, n) in flows.items())
 
-    def _end_rest(
-        self,
-        kind: EndFlows,
-        known: Mapping[FlowKey, Nat | None],
-        before: Mapping[FlowKey, _Refused],
-    ) -> None:
+    def _end_rest(self, kind: EndFlows, rest: list[tuple[FlowKey, _Due]]) -> None:
+        flows, rest = dict(rest[:ENDED_A_TURN]), rest[ENDED_A_TURN:]
+        still = self._still_to_end(kind, flows)
         # Of what wasn't known, conntrack may not have reported yet that it is there.
-        unknown = {key for key, nat in known.items() if nat is None}
-        self._end(kind, self._engine.still_to_end(kind, known) | unknown, before)
+        some = {key: due for key, due in flows.items() if due.nat is None or key in still}
+        self._end_some(kind, some, rest)
+
+    def _still_to_end(self, kind: EndFlows, flows: Mapping[FlowKey, _Due]) -> set[FlowKey]:
+        return self._engine.still_to_end(kind, {key: due.nat for key, due in flows.items()})
 
     def _again(self) -> None:
         """Ask again for what is still to end."""
         refused, self._refused = self._refused, {}
         for kind, flows in refused.items():
-            still = self._engine.still_to_end(kind, {key: it.nat for key, it in flows.items()})
+            still = self._still_to_end(kind, flows)
             spent = {key for key in still if flows[key].attempts >= ATTEMPTS}
             if spent:
                 log.error("%d flows go on here that should end: the kernel refuses", len(spent))

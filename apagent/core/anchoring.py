@@ -296,7 +296,7 @@ class Anchoring:
         """The NAT addresses (4 bytes) that move between APs and that are not ours now or soon."""
         return {
             nat.address.packed
-            for nat in self.book.homes() | self.book.peers_homes()
+            for nat in self.book.known() | self.book.peers_homes()
             if nat.network == network and not self.anchors.is_wanted(nat)
         }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address
 from operator import itemgetter
@@ -12,12 +12,14 @@ import pytest
 
 from apagent import flow_ends
 from apagent.core.domain import Network
+from apagent.core.effects import EndFlows
 from apagent.core.engine import Engine
 from apagent.core.events import (
     AddressProbed,
     ClientSeen,
     Event,
     FlowsListed,
+    KernelAdopted,
     PeerDelta,
     PeerSnapshot,
     ProbesAnswered,
@@ -133,6 +135,40 @@ def test_many_flows_end_in_turns_and_what_is_right_again_by_then_goes_on(
     ap.take(PeerDelta(AP2, 1, {LAN: {flows[3]: None}}))
     ap.wait(0.0)
     assert ap.flows == {flows[3]}
+
+
+def test_each_turn_judges_only_the_flows_that_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flow_ends, "ENDED_A_TURN", 2)
+    judged: list[int] = []
+    judge = Engine.still_to_end
+
+    def counted(
+        engine: Engine, ending: EndFlows, before: Mapping[FlowKey, Nat | None]
+    ) -> set[FlowKey]:
+        judged.append(len(before))
+        return judge(engine, ending, before)
+
+    monkeypatch.setattr(Engine, "still_to_end", counted)
+    ap = Ap()
+    flows = sorted(map(tcp, range(1, 10)))
+    ap.open(*flows)
+    ap.take(losing(*flows))
+    ap.wait(0.0)
+    assert ap.flows == set()
+    assert judged == [2, 2, 2, 1]
+
+
+def test_flows_of_a_moved_address_end_in_turns_though_its_home_has_never_been_heard(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(flow_ends, "ENDED_A_TURN", 2)
+    ap = Ap(takeover())
+    foreign = NatAddress(LAN, IPv4Address("203.0.113.99"))
+    ap.take(KernelAdopted(LAN, {}, {}, {}, frozenset({foreign.address})))
+    ap.open(*map(tcp, range(1, 6)), nat=Translation(foreign.address, 40000).packed)
+    ap.take(PeerDelta(AP2, 9, anchor=AnchorStatement(holds=(Hold(foreign, 9),))))
+    ap.wait(3 * MOVED_S)
+    assert ap.flows == set()
 
 
 def test_what_a_new_owner_of_the_address_opens_meanwhile_is_its_own() -> None:
