@@ -92,10 +92,11 @@ class _Step(Enum):
 
 @dataclass(slots=True)
 class _Trial:
-    """Our way to an address; `until` is the round at which a `WAITING` one begins anew."""
+    """Our way to an address."""
 
     step: _Step
     until: int = 0
+    """The round at which a `WAITING` one begins anew; of another one: it has waited before."""
 
 
 class Anchors:
@@ -176,7 +177,7 @@ class Anchors:
         if trial is None or trial.step is not _Step.PROBING:
             return
         if used_by is None and nat.network not in self.deaf:
-            self._trials[nat] = _Trial(_Step.FREE)
+            trial.step = _Step.FREE
             return
         if not trial.until and used_by is not None:
             what = f"{nat} is in use by {used_by} on the uplink's segment and can't be taken"
@@ -239,7 +240,8 @@ class Anchors:
                 self._settle(nat, unused, in_sync=in_sync)
             if self.book.statement() == before:
                 break
-        self.book.mine.taking = self._adopting()
+        # Who has failed before may fail again: nobody is to wait for that.
+        self.book.mine.taking = {n for n in self._adopting() if not self._trials[n].until}
         self.dead_anchors.note_deaths()
         self._remind()
         decisions, self._decisions = self._decisions, []
@@ -396,9 +398,9 @@ class Anchors:
         trial = self._trials[nat]
         waited = trial.step is _Step.WAITING and trial.until <= self._round
         if trial.step is _Step.FREE or waited:
-            self._trials[nat] = _Trial(_Step.ADOPTING)
+            trial.step = _Step.ADOPTING
             self._decisions.append(Decision(Want.ADOPT, nat, ap))
-        return self._trials[nat].step is _Step.ADOPTED
+        return trial.step is _Step.ADOPTED
 
     def _take(self, nat: NatAddress) -> Hold:
         self.clock = max(self.clock, self.book.latest.get(nat, 0)) + 1

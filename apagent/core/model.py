@@ -265,7 +265,8 @@ class AnchorStatement:
 
     `ready` are the addresses whose flows it has made ready to continue, after they were offered to
     it. `reclaims`: it wants the addresses whose home it is back from whoever holds them. `taking`
-    are the addresses whose flows it is putting into its conntrack table: thousands take a while.
+    are the addresses whose flows it is putting into its conntrack table for the first time:
+    thousands take a while. One that has failed before isn't said, since it may fail for ever.
     """
 
     networks: tuple[NetworkAnchor, ...] = ()

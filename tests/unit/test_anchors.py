@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from apagent.core.anchor_book import AnchorBook
+from apagent.core.anchors import RETRY_ROUNDS
 from apagent.core.effects import (
     DefendAddress,
     Effect,
@@ -221,6 +222,21 @@ def test_flows_do_not_wait_for_a_successor_that_is_gone_itself() -> None:
     world.refuse_adoption = True
     world.give(serving, AdoptionFailed(home(AP1), "no room"))
     assert world.way(serving, tcp(1)) == serving
+
+
+def test_flows_are_given_up_once_though_their_successor_goes_on_trying() -> None:
+    world = World()
+    world.open(AP1, tcp(1))
+    world.refuse_adoption = True
+    world.power_off(AP1)
+    world.rounds(DEAD_ROUNDS + 3 * PATIENCE)
+    for ap in (AP2, AP3):
+        states = [note.state for note in world.effects[ap] if isinstance(note, NoteAnchor)]
+        assert states.count("forsaken") == 1
+        assert world.way(ap, tcp(1)) == ap
+    world.refuse_adoption = False
+    world.rounds(RETRY_ROUNDS)
+    assert world.way(AP2, tcp(1)) == world.way(AP3, tcp(1)) == successor(world, AP1)
 
 
 def test_flows_of_an_anchor_that_a_restarted_agent_has_not_heard_wait_as_well() -> None:
