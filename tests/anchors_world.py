@@ -248,14 +248,17 @@ class World:
 
     def _run(self) -> None:
         while self._queue:
-            ap, event = self._queue.popleft()
-            if ap in self.dead:
-                continue
-            effects = self.engines[ap].step(event, 0.0)
-            self._install(ap)
-            self.effects[ap] += effects
-            for effect in effects:
-                self._carry_out(ap, effect)
+            self._run_one()
+
+    def _run_one(self) -> None:
+        ap, event = self._queue.popleft()
+        if ap in self.dead:
+            return
+        effects = self.engines[ap].step(event, 0.0)
+        self._install(ap)
+        self.effects[ap] += effects
+        for effect in effects:
+            self._carry_out(ap, effect)
 
     def _install(self, ap: ApId) -> None:
         for delta in self.engines[ap].take_deltas().values():

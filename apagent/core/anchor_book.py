@@ -171,8 +171,9 @@ class AnchorBook:
     def addresses_of(self, ap: ApId, network: NetworkName) -> list[NatAddress]:
         """The addresses whose flows are an AP's, its own address first.
 
-        Those that it says that it holds; and those that it has let go of, as long as who continues
-        them isn't known here: the two speak to us by feeds of their own.
+        Those that it says that it holds, or is ready for and nobody holds; and those that it has
+        let go of, as long as who continues them isn't known here: the two speak to us by feeds of
+        their own.
         """
         statement = self.statement() if ap == self.me else self.statements.get(ap)
         if statement is None:
@@ -180,7 +181,8 @@ class AnchorBook:
         homes = _homes(statement)
         held = {hold.nat for hold in statement.holds}
         left = {nat for nat in self._left.get(ap, ()) if self.holder(nat) is None}
-        its = [nat for nat in held | left if nat.network == network]
+        handed = {nat for nat in statement.ready if self.hold_of(nat) is None}
+        its = [nat for nat in held | left | handed if nat.network == network]
         return sorted(its, key=lambda nat: (nat not in homes, nat))
 
     def hold_of(self, nat: NatAddress) -> tuple[ApId, Hold] | None:

@@ -342,11 +342,14 @@ class Anchors:
         elif hold.offered_to == self.book.me and ap not in self.book.dead:
             self._prepare(nat, ap)
         elif ap in self.book.dead and self.book.successor(nat, ap, hold.successor) == self.book.me:
-            if nat in self.book.mine.ready or (self._try_out(nat) and self._have_adopted(nat, ap)):
-                self._take(nat)
+            self._succeed(nat, ap)
         else:
             self._give_up(nat)
             self._yield_to(nat, ap, in_sync=in_sync)
+
+    def _succeed(self, nat: NatAddress, dead: ApId) -> None:
+        if nat in self.book.mine.ready or (self._try_out(nat) and self._have_adopted(nat, dead)):
+            self._take(nat)
 
     def _is_told(self, nat: NatAddress) -> bool:
         """Whether a peer has been heard that we hadn't heard when we took the address.
@@ -362,6 +365,7 @@ class Anchors:
             self._decisions.append(Decision(Want.END, nat, holder))
 
     def _settle_vacant(self, nat: NatAddress, *, in_sync: bool) -> None:
+        heir = self.book.holder(nat)
         if nat in self.book.mine.ready:
             self._take(nat)
         elif (
@@ -371,6 +375,15 @@ class Anchors:
         ):
             if self._try_out(nat):
                 self._take(nat)
+        elif (
+            # Whoever was ready has died before it could say that it holds the address.
+            heir is not None
+            and heir in self.book.dead & self.book.unheard
+            and in_sync
+            and self.book.may_take(nat.network)
+            and self.book.successor(nat, heir, None) == self.book.me
+        ):
+            self._succeed(nat, heir)
         else:
             self._give_up(nat)
 

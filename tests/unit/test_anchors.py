@@ -214,6 +214,37 @@ def published(effects: list[Effect]) -> list[Publish]:
     return [effect for effect in effects if isinstance(effect, Publish)]
 
 
+class WithMortalHeir(World):
+    """The heir of what AP1 hands over dies when it is ready, before it hears that AP1 lets go."""
+
+    def _carry_out(self, ap: ApId, effect: Effect) -> None:
+        super()._carry_out(ap, effect)
+        if isinstance(effect, Publish) and effect.anchor and home(AP1) in effect.anchor.ready:
+            self._run_until_let_go()
+            self.power_off(ap)
+
+    def _run_until_let_go(self) -> None:
+        while home(AP1) in self.engines[AP1].anchoring.book.mine.holds:
+            self._run_one()
+
+
+def test_flows_go_on_at_another_ap_if_their_heir_dies_before_it_has_their_address() -> None:
+    world = WithMortalHeir()
+    heir = world.engines[AP1].anchoring.book.successor(home(AP1), AP1, None)
+    assert heir is not None
+    [other] = {AP2, AP3} - {heir}
+    world.open(AP1, tcp(1))
+    world.give(AP1, DrainRequested(drain=True))
+    assert world.dead == {heir}
+    assert world.owners(home(AP1)) == []
+    world.rounds(DEAD_ROUNDS + 2)
+    assert world.owners(home(AP1)) == [other]
+    assert world.flows(other) == {tcp(1)}
+    assert world.way(AP1, tcp(1)) == other
+    states = [note.state for note in world.effects[other] if isinstance(note, NoteAnchor)]
+    assert "forsaken" not in states
+
+
 def test_flows_do_not_wait_for_a_successor_that_is_gone_itself() -> None:
     world, heir, serving = with_a_slow_successor()
     world.power_off(heir)
