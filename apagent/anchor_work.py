@@ -197,7 +197,7 @@ class AnchorWork:
     ) -> None:
         log.info("continuing %d flows of %s", len(sessions), nat)
         rest = iter(sessions.items())
-        self._adopt_some(nat, sessions, forwarded, rest)
+        self._adopt_some(nat, sessions, forwarded, rest, frozenset())
 
     def _adopt_some(
         self,
@@ -205,14 +205,15 @@ class AnchorWork:
         sessions: Mapping[FlowKey, Nat],
         forwarded: Collection[FlowKey],
         rest: Iterable[tuple[FlowKey, Nat]],
+        left_out: frozenset[FlowKey],
     ) -> None:
         some = dict(islice(rest, ADOPTED_A_TURN))
         if not some:
-            self._emit(FlowsAdopted(nat, sessions))
+            self._emit(FlowsAdopted(nat, sessions, left_out))
             return
         try:
-            self._flows.adopt(NetworkName(nat.network), some, forwarded)
+            left_out |= frozenset(self._flows.adopt(NetworkName(nat.network), some, forwarded))
         except KernelFault as fault:
             self._emit(AdoptionFailed(nat, str(fault)))
             return
-        self._later(0.0, partial(self._adopt_some, nat, sessions, forwarded, rest))
+        self._later(0.0, partial(self._adopt_some, nat, sessions, forwarded, rest, left_out))

@@ -176,7 +176,9 @@ class Anchoring:
         found = {
             key: nat
             for key, nat in event.sessions.items()
-            if key in going and (key not in own or own[key][TRANSLATION] != nat[TRANSLATION])
+            if key in going
+            and key not in event.left_out
+            and (key not in own or own[key][TRANSLATION] != nat[TRANSLATION])
         }
         for key in going.keys() & event.sessions.keys():
             del going[key]

@@ -185,6 +185,8 @@ class FlowsAdopted:
 
     nat: NatAddress
     sessions: Sessions
+    left_out: frozenset[FlowKey] = frozenset()
+    """All but these: another flow of ours has their translation."""
 
 
 @dataclass(frozen=True, slots=True)

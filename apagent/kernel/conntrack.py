@@ -372,8 +372,11 @@ class LinuxFlowMonitor:
 
     def adopt(
         self, network: NetworkName, sessions: Sessions, forwarded: Collection[FlowKey] = ()
-    ) -> None:
-        """Make entries of another anchor's flows, with its translations. Raises KernelFault."""
+    ) -> Collection[FlowKey]:
+        """Make entries of another anchor's flows, with its translations; returns those left out.
+
+        Raises KernelFault.
+        """
         rest = sessions
         for _ in range(_ADOPTIONS):
             keys = list(rest)
@@ -387,7 +390,8 @@ class LinuxFlowMonitor:
             self.end(network, rest)
             self._end_strays(rest)
             if not rest:
-                return
+                break
+        return rest.keys()
 
     def loosen(self, flows: Iterable[FlowKey]) -> None:
         """Check no windows of these TCP flows any more; of no zone. Raises KernelFault."""

@@ -220,15 +220,15 @@ class FlowMonitor(Protocol):
 
     def adopt(
         self, network: NetworkName, sessions: Sessions, forwarded: Collection[FlowKey] = ()
-    ) -> None:
+    ) -> Collection[FlowKey]:
         """Make entries of another anchor's flows, so that they go on here with its translations.
 
         Those that are `forwarded` were opened from outside, to a forwarded port.
         They are reported as events, as any; `read` some thousand before you adopt more, or events
         are lost. A flow that is here with the same translation is left alone, and one with another
         (or none) is replaced. Standing sessions can't be adopted. Where another flow of ours is
-        translated to the same port towards the same remote, that flow stays. Raises KernelFault;
-        then some of the flows may be adopted.
+        translated to the same port towards the same remote, that flow stays: returns those that are
+        left out for it. Raises KernelFault; then some of the flows may be adopted.
         """
 
     def loosen(self, flows: Iterable[FlowKey]) -> None:

@@ -453,7 +453,7 @@ def test_a_translation_that_another_flow_has_stays_with_it(
     theirs = Flow(17, CLIENT, 4242, SERVER, 53).key
     other = Flow(17, CLIENT, 4243, SERVER, 53).key
     nat, other_nat = (Translation(OUTSIDE, port).packed for port in (4242, 4243))
-    monitor.adopt(LAN, {theirs: nat, other: other_nat})
+    assert set(monitor.adopt(LAN, {theirs: nat, other: other_nat})) == {theirs}
     assert monitor.dump()[LAN] == {ours: nat, other: other_nat}
 
 

@@ -375,11 +375,12 @@ class FakeFlowMonitor(_Signal):
 
     def adopt(
         self, network: NetworkName, sessions: Sessions, forwarded: Collection[FlowKey] = ()
-    ) -> None:
+    ) -> Collection[FlowKey]:
         for flow, nat in sessions.items():
             present = self.tables.get(network, {}).get(flow)
             if present is None or present[TRANSLATION] != nat[TRANSLATION]:
                 self.open_flow(network, flow, Nat(nat[TRANSLATION] + bytes(4) + nat[STATE:]))
+        return ()
 
     def loosen(self, flows: Iterable[FlowKey]) -> None:
         self.loose.update(flows)

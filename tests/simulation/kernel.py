@@ -58,15 +58,17 @@ class Conntrack:
             self._report(network, key, None)
         return entry
 
-    def adopt(self, network: NetworkName, key: FlowKey, nat: Nat, opener: Mac) -> None:
-        """Make an entry of another anchor's flow, unless one of ours is in its way."""
+    def adopt(self, network: NetworkName, key: FlowKey, nat: Nat, opener: Mac) -> bool:
+        """Make an entry of another anchor's flow, unless one of ours is in its way (False)."""
         there = self.tables[network].get(key)
         if there is not None and there.nat[TRANSLATION] == nat[TRANSLATION]:
-            return
+            return True
         made = Translation.of(nat)._replace(generation=0)
-        if (key[4:9] + key[11:] + made.address.packed, made.port) not in self._taken:
-            self.close(network, key)
-            self.open(network, key, opener, made)
+        if (key[4:9] + key[11:] + made.address.packed, made.port) in self._taken:
+            return False
+        self.close(network, key)
+        self.open(network, key, opener, made)
+        return True
 
     def overflow(self) -> None:
         """Lose what waits to be read, and some."""

@@ -41,10 +41,13 @@ class Segment:
                     self._announce(node, effect.nat)
             case AdoptFlows():
                 network = effect.nat.network
-                for key, nat in effect.sessions.items():
-                    opener = self._opener(node, network, key)
-                    node.kernel.conntrack.adopt(network, key, nat, opener)
-                node.agent.done.append(FlowsAdopted(effect.nat, effect.sessions))
+                adopt = node.kernel.conntrack.adopt
+                left_out = frozenset(
+                    key
+                    for key, nat in effect.sessions.items()
+                    if not adopt(network, key, nat, self._opener(node, network, key))
+                )
+                node.agent.done.append(FlowsAdopted(effect.nat, effect.sessions, left_out))
 
     def conclude(self, node: Node) -> Iterator[Event]:
         """The time to answer is over."""

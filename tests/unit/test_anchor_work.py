@@ -57,6 +57,8 @@ class Parts:
         self.trouble: dict[NetworkName, str] = {LAN: ""}
         self.heard: list[tuple[NatAddress, Mac]] = []
         self.fault: KernelFault | None = None
+        self.refused: set[FlowKey] = set()
+        """Flows whose translation another flow has."""
         self.events: list[Event] = []
         self.clear: list[NatAddress] = []
         """Addresses that are no longer asked for."""
@@ -75,8 +77,9 @@ class Parts:
         network: NetworkName,
         sessions: Mapping[FlowKey, Nat],
         forwarded: Collection[FlowKey],
-    ) -> None:
+    ) -> Collection[FlowKey]:
         self._note("adopt", network, len(sessions), *sessions.keys() & forwarded)
+        return sessions.keys() & self.refused
 
     def loosen(self, flows: Iterable[FlowKey]) -> None:
         self._note("loosen", list(flows))
@@ -186,6 +189,15 @@ def test_many_flows_are_adopted_in_parts_and_told_of_at_the_end(made: Made) -> N
     made.clock.pass_s(0.0)
     assert [call[2] for call in made.others.calls] == [anchor_work.ADOPTED_A_TURN] * 2 + [1]
     assert made.events == [FlowsAdopted(ADDRESS, sessions)]
+
+
+def test_flows_that_the_kernel_leaves_out_are_told(made: Made) -> None:
+    sessions = {tcp(port): NAT for port in range(1, anchor_work.ADOPTED_A_TURN + 2)}
+    first, last = tcp(1), tcp(anchor_work.ADOPTED_A_TURN + 1)
+    made.others.refused = {first, last}
+    made.work.carry_out(AdoptFlows(ADDRESS, sessions))
+    made.clock.pass_s(0.0)
+    assert made.events == [FlowsAdopted(ADDRESS, sessions, frozenset({first, last}))]
 
 
 def test_flows_that_were_forwarded_are_adopted_as_such(made: Made) -> None:

@@ -210,6 +210,15 @@ def test_what_is_adopted_is_said_once_and_is_as_old_as_before() -> None:
     assert said == [{tcp(1): former}]
 
 
+def test_what_conntrack_has_no_room_for_is_not_anchored() -> None:
+    world, heir, _ = with_a_slow_successor()
+    [(_, adopted)] = world.stalled
+    world.give(heir, replace(adopted, left_out=frozenset({tcp(1)})))
+    assert home(AP1).address in world.installed[heir].addresses
+    assert world.flows(heir) == set()
+    assert not world.engines[heir].anchoring.being_adopted(LAN)
+
+
 def published(effects: list[Effect]) -> list[Publish]:
     return [effect for effect in effects if isinstance(effect, Publish)]
 
