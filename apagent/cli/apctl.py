@@ -24,7 +24,7 @@ MAX_TIMEOUT_S = 1e6
 
 _EXIT_CODES = """exit codes:
   0 ok, 1 error, 2 usage, 3 agent unreachable, 4 agent degraded or not in sync (status),
-  5 not found, 6 not finished in time (drain --wait; it goes on)
+  5 not found, 6 not finished in time (drain --wait; it goes on), 130 interrupted
 """
 _EXAMPLES = """examples:
   apctl status

@@ -72,7 +72,12 @@ table inet fw4 {{
     }}
 }}
 """
-BY_INCLUDE = FIREWALL.replace("HEAD", f'include "{INCLUDE}"').replace("ZONE", '"br-lan"')
+# Without a redirect of its own, fw4's zone of the uplink has no rule for what DNAT has let in.
+BY_INCLUDE = (
+    FIREWALL.replace("HEAD", f'include "{INCLUDE}"')
+    .replace("ZONE", '"br-lan"')
+    .replace("ct status dnat accept", "")
+)
 BY_ZONE = FIREWALL.replace("HEAD", "").replace("ZONE", '{ "br-lan", "apv-lan" }')
 
 FIRST, SECOND, MASK = 0x100, 0x200, 0x3F00
