@@ -21,6 +21,9 @@ from apagent.core.model import (
     Precedence,
 )
 
+_MAX_LEFT = 256
+"""Addresses that a peer has let go of and that are remembered: far more than a domain has."""
+
 
 @dataclass(slots=True)
 class OwnSide:
@@ -54,7 +57,7 @@ class AnchorBook:
         self.unheard: set[ApId] = set()
         """Peers whose agents we don't hear: they can't be relied on to take anything over."""
         self.latest: dict[NatAddress, int] = {}
-        """The highest generation at which an address was held by anybody."""
+        """The highest generation at which an address that is spoken of was held by anybody."""
         self._left: dict[ApId, set[NatAddress]] = {}
         """Addresses that a peer has let go of, and of which its heir hadn't been heard then."""
         self._void: dict[tuple[NatAddress, ApId], int] = {}
@@ -67,7 +70,10 @@ class AnchorBook:
         held = {(hold.nat, ap): hold.generation for hold in statement.holds}
         gone = {hold.nat for hold in former.holds if (hold.nat, ap) not in held}
         left = self._left.get(ap, set()) | gone
-        self._left[ap] = {n for n in left if (n, ap) not in held and self.holder(n) is None}
+        left = {n for n in left if (n, ap) not in held and self.holder(n) is None}
+        self._left[ap] = left if len(left) <= _MAX_LEFT else left & gone
+        for nat in self.latest.keys() - self.known() - self.peers_homes():
+            del self.latest[nat]
         for key in [key for key in self._void if key[1] == ap and self._void[key] != held.get(key)]:
             del self._void[key]
 

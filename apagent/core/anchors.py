@@ -240,6 +240,8 @@ class Anchors:
                 self._settle(nat, unused, in_sync=in_sync)
             if self.book.statement() == before:
                 break
+        for nat in self._yielded.keys() - self.book.known():
+            del self._yielded[nat]
         # Who has failed before may fail again: nobody is to wait for that.
         self.book.mine.taking = {n for n in self._adopting() if not self._trials[n].until}
         self.dead_anchors.note_deaths()

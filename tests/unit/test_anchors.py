@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
+from ipaddress import IPv4Address
 
 import pytest
 
@@ -175,6 +177,24 @@ def test_flows_of_an_address_that_was_let_go_wait_until_its_heir_is_heard() -> N
     ready = replace(engine.anchoring.book.statements[AP2], ready=frozenset({home(AP1)}))
     engine.step(PeerDelta(AP2, 9, anchor=ready), 0.0)
     assert home(AP1) not in engine.anchoring.book.addresses_of(AP1, LAN)
+
+
+def test_a_peer_that_always_holds_other_addresses_costs_no_memory() -> None:
+    engine = World().engines[AP1]
+    said = engine.anchoring.book.statements[AP2]
+
+    def addresses(first: int, last: int) -> int:
+        """How many there are in memory when AP2 has held each of these for a moment."""
+        for number in range(first, last):
+            nat = NatAddress(LAN, IPv4Address("198.18.0.0") + number)
+            statement = replace(said, holds=(*said.holds, Hold(nat, 1)))
+            engine.step(PeerDelta(AP2, 1, anchor=statement), 0.0)
+            engine.take_deltas()
+        gc.collect()
+        return sum(isinstance(found, NatAddress) for found in gc.get_objects())
+
+    before = addresses(0, 300)
+    assert addresses(300, 1300) < before + 300
 
 
 def with_a_slow_successor() -> tuple[World, ApId, ApId]:
