@@ -147,7 +147,9 @@ class Anchoring:
 
     @take.register
     def _(self, event: FlowsAdopted) -> None:
-        self.anchors.adopted(event.nat)
+        # It may be the answer to a former question: others may have been opened since.
+        if self._adopting.get(event.nat, {}).keys() <= event.sessions.keys():
+            self.anchors.adopted(event.nat)
         if not self.anchors.is_wanted(event.nat):
             self._adopting[event.nat] = {}
             self._unwanted[event.nat.network] |= event.sessions.keys()

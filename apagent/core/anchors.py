@@ -185,9 +185,13 @@ class Anchors:
         self._trials[nat] = self._wait()
 
     def adopted(self, nat: NatAddress) -> None:
-        """The answer to `Want.ADOPT`: the flows are in our conntrack table."""
-        if nat in self._trials:
-            self._trials[nat] = _Trial(_Step.ADOPTED)
+        """The answer to `Want.ADOPT`: the flows are in our conntrack table.
+
+        It may come late: by then the address may have to be asked for again.
+        """
+        trial = self._trials.get(nat)
+        if trial is not None and trial.step is _Step.ADOPTING:
+            trial.step = _Step.ADOPTED
 
     def is_wanted(self, nat: NatAddress) -> bool:
         """Whether flows that are translated to the address belong here, now or soon."""

@@ -239,6 +239,54 @@ def test_what_conntrack_has_no_room_for_is_not_anchored() -> None:
     assert not world.engines[heir].anchoring.being_adopted(LAN)
 
 
+class WithSlowProbes(World):
+    """Who is asked for an address answers when the test says so."""
+
+    def _carry_out(self, ap: ApId, effect: Effect) -> None:
+        if not isinstance(effect, ProbeAddress):
+            super()._carry_out(ap, effect)
+
+
+def test_an_adoption_that_was_given_up_is_no_reason_to_take_an_address_unasked() -> None:
+    world = WithSlowProbes()
+    for ap in world.ids:
+        world.give(ap, AddressProbed(home(ap), None))
+    world.open(AP1, tcp(1))
+    heir = world.engines[AP2].anchoring.book.successor(home(AP1), AP1, None)
+    assert heir is not None
+    tunnels = {frozenset({AP1, AP2}), frozenset({AP1, AP3})}
+    world.stall_adoption = True
+    world.unreachable |= tunnels
+    world.rounds(DEAD_ROUNDS)
+    world.give(heir, AddressProbed(home(AP1), None))
+    [(_, adopted)] = world.stalled
+    world.unreachable.clear()
+    world.rounds(DEAD_ROUNDS)
+    world.unreachable |= tunnels
+    world.rounds(DEAD_ROUNDS)
+    world.give(heir, adopted)
+    assert world.owners(home(AP1)) == [AP1]
+    world.give(heir, AddressProbed(home(AP1), FOREIGN_MAC))
+    assert world.owners(home(AP1)) == [AP1]
+    assert world.flows(heir) == set()
+
+
+def test_an_heir_is_ready_when_it_has_what_was_opened_since_an_offer_that_was_withdrawn() -> None:
+    world = World()
+    world.stall_adoption = True
+    world.open(AP1, tcp(1))
+    world.give(AP1, DrainRequested(drain=True))
+    world.give(AP1, DrainRequested(drain=False))
+    world.open(AP1, tcp(2))
+    world.give(AP1, DrainRequested(drain=True))
+    [(heir, first), (_, second)] = world.stalled
+    world.give(heir, first)
+    assert world.owners(home(AP1)) == [AP1]
+    world.give(heir, second)
+    assert world.owners(home(AP1)) == [heir]
+    assert world.flows(heir) == {tcp(1), tcp(2)}
+
+
 def published(effects: list[Effect]) -> list[Publish]:
     return [effect for effect in effects if isinstance(effect, Publish)]
 
