@@ -21,12 +21,14 @@ from apagent.kernel.port import FlowMonitor
 
 log = logging.getLogger(__name__)
 
-MOVED_S, MOVED_FLOW_S = 1.0, 50e-6
-"""How long flows are still translated here after all agents know that their NAT address has moved
-to another AP, and how much longer for each flow. Packets come until all kernels know, too, and
-without its entry a flow would be reset."""
+MOVED_S, MOVED_FLOW_S = 5.0, 50e-6
+"""How long flows are still translated here after all agents that we hear know that their NAT
+address has moved to another AP, and how much longer for each flow. Packets come until all kernels
+know, too, and without its entry a flow would be reset. That an agent is stuck is noticed by then
+(`peers.keepalive`)."""
 MOVED_ROUNDS = 60
-"""How often they are asked for, each `MOVED_S`: an agent may be down while its kernel is alive."""
+"""How often it is asked whether they know, each `AGAIN_S`: an agent may be down while its kernel is
+alive."""
 AGAIN_S = 1.0
 """When the kernel is asked again for what it has refused."""
 ATTEMPTS = 60
@@ -79,7 +81,7 @@ class FlowEnds:
         """End those that have not come back in the meantime, when nobody sends us their packets."""
         moved = self._engine.moved_away(kind.network, flows)
         if moved and rounds and self._engine.anchoring.is_moving(kind.network):
-            self._later(MOVED_S, partial(self._end_moved, kind, moved, rounds - 1))
+            self._later(AGAIN_S, partial(self._end_moved, kind, moved, rounds - 1))
         elif moved and not all_know:
             delay_s = MOVED_S + MOVED_FLOW_S * len(moved)
             self._later(delay_s, partial(self._end_moved, kind, moved, rounds, all_know=True))

@@ -45,6 +45,8 @@ from tests.netns.test_restart import states
 pytestmark = pytest.mark.netns
 
 CLIENT, LISTENER = "client1", "client2"
+MENDED_S = 20.0
+"""Flows that were elsewhere stay in conntrack there for some seconds."""
 NOISE = 3
 """Packets of a flow that a busy machine may lose or delay while nothing is wrong."""
 OTHER_SERVER, FIRST_PORT = str(SECOND_SERVER_ADDRESS), 20000
@@ -113,7 +115,7 @@ def as_before(
         for changes in watched.values():
             stack.callback(changes.close)
         yield
-        becomes(lambda: states(domain.lab), domain.quiet)
+        becomes(lambda: states(domain.lab), domain.quiet, MENDED_S)
         becomes(lambda: set(domain.traffic.lately_lost().values()), {0})
         becomes(lambda: [_trouble(domain.lab, each) for each in domain.lab.aps], [([], 0)] * 3)
         agreed(domain.lab)

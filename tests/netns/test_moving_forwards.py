@@ -17,7 +17,6 @@ from apagent.lab.lab import Lab
 from tests.netns.conftest import MakeLab
 from tests.netns.nat_support import (
     ANY,
-    PATIENCE_S,
     Address,
     accepted,
     exchange,
@@ -44,6 +43,8 @@ from tests.netns.test_dead_anchors import holders, nat
 
 pytestmark = pytest.mark.netns
 
+DRAINED_S = 20.0
+"""Former entries stay for some seconds."""
 CLIENT = "client1"
 WEB, PHONE = 80, 5060
 OUTSIDE_WEB, OUTSIDE_PHONE = 8080, 8060
@@ -267,7 +268,7 @@ def test_new_connections_come_through_while_the_address_moves(lab: MakeLab) -> N
             moving = operator.submit(made.run, "ap1", ["apctl", *argv])
             for _ in range(TRIES):
                 assert lets_in(made, listener)
-            moving.result(PATIENCE_S)
+            moving.result(DRAINED_S)
             if there:
                 assert is_at(made, there, moved)
         assert moved.go_on()

@@ -79,7 +79,7 @@ class Ap:
 
     def wait_until_refused(self) -> None:
         """Until the kernel has refused what it was to refuse."""
-        for _ in range(10):
+        for _ in range(20):
             if self.conntrack.refused_ends:
                 self.wait(AGAIN_S / 2)
         assert self.conntrack.refused_ends == 0
