@@ -158,10 +158,11 @@ class AnchorBook:
         """Whether an AP is alive and anchors new flows."""
         return ap not in self.dead and self.mode_of(ap, network) is AnchorMode.ACTIVE
 
-    def is_being_taken(self, nat: NatAddress) -> bool:
-        """Whether an AP whose word can be relied on is about to take an address."""
+    def being_taken(self, network: NetworkName) -> set[NatAddress]:
+        """The addresses that an AP whose word can be relied on is about to take."""
         takers = self.statements.keys() - self.dead - self.unheard
-        return nat in self.mine.taking or any(nat in self.statements[ap].taking for ap in takers)
+        taking = self.mine.taking.union(*(self.statements[ap].taking for ap in takers))
+        return {nat for nat in taking if nat.network == network}
 
     def takes_over(self, ap: ApId, network: NetworkName) -> bool:
         """Whether an AP takes part in takeovers."""

@@ -18,7 +18,7 @@ class DeadAnchors:
         self.book = book
         self._round = 0
         self._since: dict[tuple[ApId, NetworkName], int] = {}
-        """The round since which they are dead."""
+        """The round since which they are dead and nobody is at work on succeeding them."""
 
     def pass_round(self) -> bool:
         """A round of probes is over; returns whether anybody still waits for a successor."""
@@ -54,8 +54,8 @@ class DeadAnchors:
     def _may_be_continued(self, ap: ApId, network: NetworkName) -> bool:
         """Whether a successor of a dead anchor may still be on its way."""
         if self._round - self._since.get((ap, network), self._round) >= PATIENCE_ROUNDS:
-            return any(map(self.book.is_being_taken, self.book.addresses_of(ap, network)))
-        if ap not in (self.book.me, *self.book.statements):
+            return False
+        if not self._is_known(ap):
             # Not heard since our start: what it held isn't known, nor who may succeed it.
             return self.book.takes_over(self.book.me, network)
         return any(
@@ -74,10 +74,19 @@ class DeadAnchors:
         return not self._may_be_continued(ap, network)
 
     def note_deaths(self) -> None:
-        """Note who is dead now, and since when."""
+        """Note who is dead now, and since when others may begin to succeed it."""
         for ap in (self.book.me, *self.book.domain.peer_by_id):
             for network in self.book.domain.network_by_name:
                 if not self.book.is_dead(ap, network):
                     self._since.pop((ap, network), None)
-                else:
-                    self._since.setdefault((ap, network), self._round)
+                elif (ap, network) not in self._since or self._is_being_succeeded(ap, network):
+                    self._since[ap, network] = self._round
+
+    def _is_being_succeeded(self, ap: ApId, network: NetworkName) -> bool:
+        taken = self.book.being_taken(network)
+        if not self._is_known(ap):
+            return bool(taken)
+        return not taken.isdisjoint(self.book.addresses_of(ap, network))
+
+    def _is_known(self, ap: ApId) -> bool:
+        return ap in (self.book.me, *self.book.statements)

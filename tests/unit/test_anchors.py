@@ -329,7 +329,19 @@ def test_flows_do_not_wait_for_a_successor_that_is_gone_itself() -> None:
     assert world.stalled[-1][0] == serving
     world.refuse_adoption = True
     world.give(serving, AdoptionFailed(home(AP1), "no room"))
+    assert world.way(serving, tcp(1)) == AP1
+    world.rounds(PATIENCE)
     assert world.way(serving, tcp(1)) == serving
+
+
+def test_an_agent_that_has_not_heard_of_a_dead_anchor_waits_for_its_successor_too() -> None:
+    world, heir, serving = with_a_slow_successor()
+    world.restart(serving)
+    world.rounds(2 * PATIENCE)
+    assert world.way(serving, tcp(1)) == AP1
+    for ap, adopted in world.stalled:
+        world.give(ap, adopted)
+    assert world.way(serving, tcp(1)) == heir
 
 
 def test_flows_are_given_up_once_though_their_successor_goes_on_trying() -> None:
