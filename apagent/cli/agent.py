@@ -62,7 +62,8 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser(
         "check-config",
         help="check a configuration file without starting",
-        description="Check a configuration file, and that its interfaces exist, without starting.",
+        description="Check a configuration file, and that its interfaces exist, without starting. "
+        "Exits with 4 if only an interface is missing.",
     )
     check.add_argument("file", nargs="?", type=Path, default=DEFAULT_PATH, metavar="FILE")
     check.set_defaults(handler=_check_config)
@@ -109,7 +110,7 @@ def _check_config(arguments: argparse.Namespace) -> int:
     for text in missing:
         print(f"apagent: {arguments.file}: {text}", file=sys.stderr)
     if missing:
-        return ExitCode.ERROR
+        return ExitCode.DEGRADED
     peers = ", ".join(peer.id for peer in config.peers) or "none"
     networks = ", ".join(network.name for network in config.networks)
     print(f"{arguments.file}: ok: {config.ap}; peers: {peers}; networks: {networks}")

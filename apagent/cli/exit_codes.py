@@ -15,7 +15,8 @@ class ExitCode(IntEnum):
     UNREACHABLE = 3
     """No agent answers."""
     DEGRADED = 4
-    """The agent answers and is degraded or not in sync."""
+    """The agent answers and is degraded or not in sync; or a configuration is right where an
+    interface is missing."""
     NOT_FOUND = 5
     UNFINISHED = 6
     """What was to be waited for hasn't happened in time; it goes on."""

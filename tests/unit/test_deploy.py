@@ -145,15 +145,24 @@ def test_the_init_script_calls_only_what_procd_has(tmp_path: Path) -> None:
     assert calls[-1] == "procd_close_instance"
 
 
+@pytest.mark.parametrize(("verdict", "starts"), [(4, True), (1, False)])
+def test_the_init_script_waits_for_interfaces_but_not_with_a_wrong_configuration(
+    tmp_path: Path, verdict: int, starts: bool
+) -> None:
+    calls = start_service(tmp_path, enabled="1", verdict=verdict)
+    assert ("procd_open_instance" in calls) is starts
+
+
 def test_the_init_script_does_nothing_when_switched_off(tmp_path: Path) -> None:
     assert start_service(tmp_path, enabled="0") == []
 
 
-def start_service(tmp_path: Path, enabled: str) -> list[str]:
+def start_service(tmp_path: Path, enabled: str, verdict: int = 0) -> list[str]:
+    """`verdict` is what `check-config` exits with."""
     log = tmp_path / "calls"
     log.touch()
     agent = tmp_path / "agent"
-    agent.write_text(f'#!/bin/sh\necho "$@" >>{log}\n')
+    agent.write_text(f'#!/bin/sh\necho "$@" >>{log}\nexit {verdict}\n')
     render_stub = tmp_path / "render"
     render_stub.write_text("#!/bin/sh\necho '[ap]'\n")
     for program in (agent, render_stub):
@@ -173,7 +182,7 @@ config_get_bool() {{ eval "$1={enabled}"; }}
 {text}
 start_service
 """
-    subprocess.run(["dash", "-c", script], check=True, capture_output=True)
+    subprocess.run(["dash", "-c", script], check=verdict != 1, capture_output=True)
     return [line.replace(str(agent), "/usr/bin/apagent") for line in log.read_text().splitlines()]
 
 
