@@ -66,9 +66,12 @@ class Apagent:
         self._maps: list[MapSize] = []
 
     def __enter__(self) -> Self:
-        self.lab.up()
-        prepare(self.lab)
-        self._maps = [MapSize(self.lab.namespace(ap)) for ap in self.lab.aps[1:]]
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.lab.down)
+            self.lab.up()
+            prepare(self.lab)
+            self._maps = [MapSize(self.lab.namespace(ap)) for ap in self.lab.aps[1:]]
+            undo.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -106,14 +109,17 @@ class Conntrackd:
         self._before = 0
 
     def __enter__(self) -> Self:
-        self.lab.up()
-        for ap in self.lab.aps:
-            self._start(ap)
-        for ap in self.lab.aps:
-            self._wait(ap)
-        prepare(self.lab)
-        time.sleep(1.0)
-        self._before = self._count()
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.__exit__)
+            self.lab.up()
+            for ap in self.lab.aps:
+                self._start(ap)
+            for ap in self.lab.aps:
+                self._wait(ap)
+            prepare(self.lab)
+            time.sleep(1.0)
+            self._before = self._count()
+            undo.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
