@@ -161,12 +161,7 @@ def _in_tunnel(config: Config) -> Iterator[tuple[str, IPv4Address]]:
 def _check_between_aps(config: Config) -> None:
     for key, address in (*_underlays(config), *_in_tunnel(config)):
         _refuse_no_host(key, address)
-        for i, network in enumerate(config.networks):
-            if address in network.prefix:
-                raise ConfigError(
-                    f"{key}: {address} is inside networks[{i}].prefix {network.prefix}; "
-                    "use an address outside all client networks"
-                )
+        _refuse_clients(config, key, address, "; use an address outside all client networks")
 
 
 def _check_nat_addresses(config: Config) -> None:
@@ -177,12 +172,8 @@ def _check_nat_addresses(config: Config) -> None:
         if nat is None:
             continue
         _refuse_no_host(key, nat)
-        for k, other in enumerate(config.networks):
-            if nat in other.prefix:
-                raise ConfigError(
-                    f"{key}: {nat} is inside networks[{k}].prefix {other.prefix}, and would be "
-                    "taken for a client's; use an address of the uplink's network"
-                )
+        advice = "and would be taken for a client's; use an address of the uplink's network"
+        _refuse_clients(config, key, nat, f", {advice}")
         if nat in in_tunnel:
             raise ConfigError(f"{key}: {nat} is {in_tunnel[nat]} too; use another")
         if network.takeover:
@@ -194,6 +185,14 @@ def _check_nat_addresses(config: Config) -> None:
                     "nothing else has"
                 )
             taken[nat] = key
+
+
+def _refuse_clients(config: Config, key: str, address: IPv4Address, advice: str) -> None:
+    for i, network in enumerate(config.networks):
+        if address in network.prefix:
+            raise ConfigError(
+                f"{key}: {address} is inside networks[{i}].prefix {network.prefix}{advice}"
+            )
 
 
 def _refuse_no_host(key: str, address: IPv4Address) -> None:

@@ -12,6 +12,7 @@ from functools import partial
 
 import pytest
 
+from apagent import flow_ends
 from apagent.lab.faults import Faults
 from apagent.lab.lab import Lab
 from tests.netns.conftest import MakeLab
@@ -65,7 +66,7 @@ client_port = {PHONE}
 HOME_S = 20.0
 MOVED_S = 10.0
 TRIES = 30
-IDLE_S = 2.0
+IDLE_S = flow_ends.MOVED_S + 2.0
 """Longer than the former holder keeps what has moved."""
 ROAMS = ("ap2", "ap3")
 
